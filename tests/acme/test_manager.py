@@ -402,3 +402,40 @@ async def test_items_say_what_will_happen(relay: Relay, autojump_clock: MockCloc
     assert (failing["expires"], failing["failures"]) == (None, 1)
     assert failing["renews"] == pytest.approx(295, abs=10)
     assert math.isclose(relay.store.seconds_left(now())["a.example.org"], 90 * DAY, abs_tol=20)
+
+
+async def test_visitors_know_whether_a_certificate_is_on_its_way(relay: Relay) -> None:
+    manager = relay.manager
+    assert not manager.is_ordered("a.example.com")
+    relay.authority.failing.add("b.example.com")
+    relay.want(["a.example.com", "b.example.com", "c.example.com"])
+    assert all(map(manager.is_ordered, ["a.example.com", "b.example.com", "c.example.com"]))
+    manager.unwant("c.example.com")
+    assert not manager.is_ordered("c.example.com")
+    while manager.is_ordered("a.example.com") or manager.is_ordered("b.example.com"):
+        await manager.order_over()
+    assert relay.store.has_name("a.example.com")
+    assert [name for name, _ in relay.failed] == ["b.example.com"]  # the next try is later
+
+
+async def test_visitors_of_names_under_the_wildcard_wait_for_it(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    relay = Relay(tmp_path, nursery, dns_hook=("hook",))
+    await relay.start()
+    relay.want(["blog.t.example.org"])
+    await trio.testing.wait_all_tasks_blocked()
+    assert relay.manager.is_ordered("blog.t.example.org")
+    await relay.manager.order_over()
+    assert not relay.manager.is_ordered("blog.t.example.org")
+    assert relay.store.has_name("blog.t.example.org")
+
+
+async def test_an_order_that_is_put_off_is_not_waited_for(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    relay = Relay(tmp_path, nursery, max_orders="1/h")
+    await relay.start()
+    relay.want(["a.example.com", "b.example.com"])
+    await relay.manager.order_over()
+    assert [relay.manager.is_ordered(name) for name in ("a.example.com", "b.example.com")] == [True, False]

@@ -16,8 +16,9 @@ from pydantic_core import PydanticUndefined
 
 from tests.config import strategies
 from tunneld.config import Settings, dump, load
-from tunneld.config.file import MAX_CONFIG_BYTES, parse
+from tunneld.config.file import parse
 from tunneld.config.keys import keys, value
+from tunneld.config.toml_file import MAX_CONFIG_BYTES
 from tunneld.errors import ConfigError
 
 
@@ -53,9 +54,9 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] accepts format, level"),
         ("[daemon]\nwatch_log = 1", "daemon.watch_log: unrecognized key; did you mean watch_backlog?"),
         (
-            "[egtp]",
+            "[gopher]",
             (
-                "egtp: unrecognized table; the file accepts "
+                "gopher: unrecognized table; the file accepts "
                 "control, http, tunnels, webmux, ssh, egtp, names, daemon, log, acme, certificate, credential"
             ),
         ),

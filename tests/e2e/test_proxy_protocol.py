@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.haproxy import haproxy
 from tests.support.peers import PATIENCE, connect, is_dropped, read_exactly
 from tests.support.programs import Daemon, daemon, free_port, listening, program
 from tunneld.net.endpoint import Endpoint
@@ -21,26 +22,6 @@ Find = Callable[[str], str]
 VISITOR = "127.0.0.9"
 KEEP_OUT = "deny_from=127.0.0.1,127.0.0.8"
 """The first is the source address of `listening`, whose probe through HAProxy would use up a server connection."""
-
-
-@asynccontextmanager
-async def haproxy(folder: Path, find: Find, bind: str, server: str) -> AsyncIterator[int]:
-    """Run HAProxy in TCP mode and yield its port. `bind` and `server` are options after the addresses."""
-    path, port, configuration = find("haproxy"), await free_port(), folder / "haproxy.cfg"
-    configuration.write_text(f"""
-global
-    maxconn 100
-defaults
-    mode tcp
-    timeout connect 10s
-    timeout client 20s
-    timeout server 20s
-listen here
-    bind 127.0.0.1:{port} {bind}
-    server there {server}
-""")
-    async with listening([path, "-db", "-f", str(configuration)], port):
-        yield port
 
 
 @asynccontextmanager

@@ -110,6 +110,16 @@ def test_a_request_finds_the_most_specific_site(host: str, path: str, found: str
     assert sites.find(host, path) == found
 
 
+def test_the_only_site_of_a_host_name_is_found_without_its_path() -> None:
+    table = SiteTable[str](lambda: 10)
+    for name in ("a.example", "b.example/x", "c.example", "c.example/x", "*.w.example"):
+        host, slash, path = name.partition("/")
+        table.add(HostName(host, slash + path), name)
+    assert [table.only(host) for host in ("a.example", "b.example", "c.example", "x.w.example", "d.example")] == [
+        "a.example", None, None, None, None,
+    ]  # fmt: skip
+
+
 def test_a_name_is_used_once_and_free_afterwards() -> None:
     sites = table("blog")
     name = complete_name("blog", DOMAIN)

@@ -94,6 +94,7 @@ class FakeSite:
     is_waiting: bool = False  # for a connection to the hidden server: the test connects it
     keeps_tls: bool = False
     clients: list[str] = field(default_factory=list)
+    reached: list[Peer | None] = field(default_factory=list)  # by connections that are passed on
     servers: list[trio.SocketStream] = field(default_factory=list)
     ends: list[Ends] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -120,7 +121,9 @@ class FakeSite:
         if not self.is_waiting:
             self.connect(stream)
 
-    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+    def open_connection(self, connection: socket.socket, peer: Peer, reached: Peer | None, server_name: str) -> None:
+        self.clients.append(peer[0])
+        self.reached.append(reached)
         self.connect(connection)
 
     def connect(self, requests: RequestStream | socket.socket) -> None:

@@ -52,6 +52,18 @@ def test_a_request_is_written_as_the_first_one_is(heads: list[bytes]) -> None:
             assert writer.identity(found) == b"given" or b"given" not in head
 
 
+@given(st.lists(st.sampled_from(HEADS), min_size=2, max_size=6))
+def test_a_head_that_comes_again_alone_is_the_last_one(heads: list[bytes]) -> None:
+    reader = RequestReader()
+    for head in heads:
+        repeated = reader.repeated(memoryview(head))
+        assert repeated is None or repeated == parse_request(head)
+        if isinstance(found := read(reader, head), RequestHead) and len(head) <= MAX_REMEMBERED:
+            assert reader.repeated(memoryview(head)) is found
+        for other in (head + b"x", head[:-1], b"", head.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r"):
+            assert reader.repeated(memoryview(other)) is None
+
+
 def test_a_head_is_taken_from_the_front_of_what_came() -> None:
     reader, data = RequestReader(), bytearray(b"\r\n" + GET + GET + GET.replace(b"GET /", b"GET /x") + GET[:20])
     assert [head.target for head in iter(lambda: reader.take(data, 1000), None)] == [b"/", b"/", b"/x"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.engine.bench import stream, tcp_pair
@@ -23,9 +24,11 @@ from tunneld.policy.limits import HttpLimits
 from tunneld.policy.names import complete_name
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.names import SharedNames
-from tunneld.sites.ports import IDLE_SEARCH, SitePorts
+from tunneld.sites.port_places import IDLE_SEARCH
+from tunneld.sites.ports import SitePorts
 from tunneld.tls.store import CertificateStore
-from tunneld.wire.client_hello import MAX_HELLO_BYTES
+from tunneld.wire.client_hello import MAX_HELLO_BYTES, UNRECOGNIZED_NAME
+from tunneld.wire.proxy_protocol import encode_v1, encode_v2
 
 PEER = ("192.0.2.7", 50000)
 GET = b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n"
@@ -36,16 +39,37 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 class Settings:
     limits: HttpLimits = field(default_factory=HttpLimits)
     trusted_proxies: tuple[str, ...] = ()
+    proxy_protocol: tuple[str, ...] = ()
+    certificate_wait: float = 20.0
+    max_certificate_waits: int = 3
+    max_certificate_waits_per_name: int = 2
     max_connections: int = 10
     max_connections_per_source: int = 100
     domain: str = "t.example"
     max_names: int = 100
+    custom_domains: bool = False
+    custom_domains_cache: float = 300.0
+    resolver_address: tuple[str, int] | None = None
+    resolver_timeout: float = 5.0
 
 
 @dataclass
 class Challenges:
     files: dict[str, bytes] = field(default_factory=dict)
     contexts: dict[str, ssl.SSLContext] = field(default_factory=dict)
+    ordered: set[str] = field(default_factory=set)
+    over: trio.Event = field(default_factory=trio.Event)
+
+    def is_ordered(self, name: str) -> bool:
+        return name in self.ordered
+
+    async def order_over(self) -> None:
+        await self.over.wait()
+
+    def end_order(self, name: str) -> None:
+        self.ordered.discard(name)
+        over, self.over = self.over, trio.Event()
+        over.set()
 
     def http_answer(self, token: str) -> bytes | None:
         return self.files.get(token)
@@ -199,7 +223,7 @@ async def test_a_hello_has_a_deadline(ports: PortsBench, autojump_clock: MockClo
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x80\x2e\x01", b"\x16\x03\x01" + b"\xff" * MAX_HELLO_BYTES]
+    "garbage", [b"get / HTTP/1.1\r\n\r\n", b"\x80\x2e\x01", b"\x16\x03\x01" + b"\xff" * MAX_HELLO_BYTES]
 )
 async def test_what_is_no_tls_gets_an_alert(ports: PortsBench, garbage: bytes) -> None:
     far = ports.connect()
@@ -207,6 +231,260 @@ async def test_what_is_no_tls_gets_an_alert(ports: PortsBench, garbage: bytes) -
     with suppress(trio.BrokenResourceError):  # if bytes were unread
         assert (await far.receive_some())[:1] == b"\x15"
     await trio.testing.wait_all_tasks_blocked()
+    assert len(ports.ports) == 0
+
+
+async def test_plain_http_on_the_https_port_is_sent_to_https(ports: PortsBench) -> None:
+    ports.names.set_port("https", 443)
+    ports.site("a.example")
+    ports.site("uncertified.example")
+    visitor = Received(ports.connect())
+    await visitor.far.send_all(GET % (b"/page?x=1", b"a.example:443"))
+    head = await visitor.head()
+    assert head[0] == b"HTTP/1.1 308 Permanent Redirect"
+    assert b"Location: https://a.example/page?x=1" in head
+    await visitor.far.send_all(GET % (b"/", b"uncertified.example"))
+    status, body = await visitor.response()
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert b"port for HTTPS" in body
+    await visitor.far.send_all(GET % (b"/.well-known/acme-challenge/token", b"b.example"))
+    assert (await visitor.response())[0] == b"HTTP/1.1 400 Bad Request"
+    await visitor.far.send_all(b"GET nonsense\r\n\r\n")
+    assert (await visitor.rest()).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+async def test_ssh_clients_are_passed_on_untouched(ports: PortsBench) -> None:
+    taken: list[tuple[socket.socket, object]] = []
+    is_served = True
+
+    def take(connection: socket.socket, peer: object) -> bool:
+        if is_served:
+            taken.append((connection, peer))
+        return is_served
+
+    ports.ports._on_ssh = take
+    far = ports.connect()
+    for byte in b"SSH-":
+        assert not taken
+        await far.send_all(bytes((byte,)))
+        await trio.testing.wait_all_tasks_blocked()
+    ((connection, peer),) = taken
+    assert connection.recv(100) == b"SSH-"
+    assert peer == PEER
+    assert len(ports.ports) == 0
+    connection.close()
+    is_served = False
+    refused = ports.connect()
+    await refused.send_all(b"SSH-2.0")
+    with suppress(trio.BrokenResourceError):
+        assert await refused.receive_some() == b""
+    assert len(ports.ports) == 0
+
+
+# PROXY protocol headers
+
+VISITOR = ("198.51.100.1", 4711)
+REACHED = ("203.0.113.1", 443)
+HEADERS = {"v1": encode_v1(VISITOR, REACHED), "v2": encode_v2(VISITOR, REACHED)}
+
+
+@pytest.mark.parametrize("version", HEADERS)
+async def test_a_header_is_taken_off_in_front_of_everything(ports: PortsBench, version: str) -> None:
+    ports.settings.proxy_protocol = ("192.0.2.0/24",)
+    passed_on, site = ports.site("tls.example", keeps_tls=True), ports.site("a.example")
+    plain = ports.connect(tls=False)
+    await plain.send_all(HEADERS[version] + GET % (b"/", b"a.example"))
+    assert b"X-Forwarded-For: 198.51.100.1" in await (await site.server()).head()
+    message = hello_for(ports, "tls.example")
+    pieces = ports.connect()
+    pieces.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in HEADERS[version] + message[:10]:
+        await pieces.send_all(bytes((byte,)))
+        await trio.lowlevel.checkpoint()
+    await pieces.send_all(message[10:])
+    assert await (await passed_on.server()).exactly(len(message)) == message
+    assert passed_on.clients == site.clients == ["198.51.100.1"]
+    assert passed_on.reached == [REACHED]
+
+
+async def test_the_limit_is_that_of_the_visitor_in_the_header(ports: PortsBench) -> None:
+    ports.settings.proxy_protocol = ("192.0.2.0/24",)
+    ports.settings.max_connections_per_source = 1
+    waiting = [ports.connect() for _ in range(3)]  # before their headers, the proxy has no limit of its own
+    for far in waiting[:2]:
+        await far.send_all(encode_v2(VISITOR, REACHED))
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(ports.ports) == 2
+    assert await waiting[1].receive_some() == b""
+    await waiting[2].send_all(encode_v2(("198.51.100.2", 1), REACHED))
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(ports.ports) == 2
+
+
+async def test_a_connection_of_the_proxy_itself_is_its_own(ports: PortsBench) -> None:
+    ports.settings.proxy_protocol = ports.settings.trusted_proxies = ("192.0.2.0/24",)
+    site = ports.site("a.example")
+    far = ports.connect(tls=False)
+    request = b"GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
+    await far.send_all(encode_v2(None, None) + request)
+    assert b"X-Forwarded-For: 203.0.113.9, 192.0.2.7" in await (await site.server()).head()
+    visitor = ports.connect(tls=False)
+    await visitor.send_all(encode_v2(VISITOR, REACHED) + request)  # that a visitor says so counts for nothing
+    assert b"X-Forwarded-For: 198.51.100.1" in await (await site.server(1)).head()
+
+
+async def test_a_header_from_elsewhere_is_no_header(ports: PortsBench) -> None:
+    ports.settings.proxy_protocol = ("203.0.113.0/24",)
+    site = ports.site("a.example")
+    for tls, header in ((False, HEADERS["v1"]), (False, HEADERS["v2"]), (True, HEADERS["v1"]), (True, HEADERS["v2"])):
+        far = Received(ports.connect(tls=tls))
+        await far.far.send_all(header + GET % (b"/", b"a.example"))
+        with suppress(trio.BrokenResourceError):
+            assert (await far.rest())[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 501", b"\x15\x03\x03\x00\x02\x02\x0a"}
+    assert not site.clients
+
+
+@pytest.mark.parametrize("sent", [b"", b"PROXY TCP4 192.0", encode_v2(VISITOR, REACHED)[:20]])
+async def test_a_header_and_what_follows_have_one_deadline(
+    ports: PortsBench, sent: bytes, autojump_clock: MockClock
+) -> None:
+    ports.settings.proxy_protocol = ("192.0.2.0/24",)
+    began = trio.current_time()
+    far, other = ports.connect(), ports.connect()
+    await far.send_all(sent)
+    await trio.sleep(6)
+    await other.send_all(HEADERS["v2"])
+    for one in (far, other):
+        with suppress(trio.BrokenResourceError):
+            assert await one.receive_some() == b""
+    assert trio.current_time() - began == pytest.approx(10, abs=0.2)
+    assert len(ports.ports) == 0
+
+
+async def test_a_proxy_without_a_header_is_refused(ports: PortsBench) -> None:
+    ports.settings.proxy_protocol = ("192.0.2.0/24",)
+    ports.site("a.example")
+    for tls in (False, True):
+        far = ports.connect(tls=tls)
+        await far.send_all(GET % (b"/", b"a.example"))
+        with suppress(trio.BrokenResourceError):
+            assert await far.receive_some() == b""
+    assert len(ports.ports) == 0
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_bug_costs_one_connection_and_not_its_place(ports: PortsBench, *, is_first: bool) -> None:
+    def fail(_connection: socket.socket, _peer: object) -> bool:
+        raise RuntimeError("a bug")
+
+    ports.ports._on_ssh = fail
+    with capture_logs() as logs:
+        far, near = tcp_pair()
+        visitor = stream(far)
+        if is_first:  # the bytes are there when the connection is accepted
+            await visitor.send_all(b"SSH-2.0")
+        ports.ports.on_https(near, PEER)
+        if not is_first:
+            await visitor.send_all(b"SSH-2.0")
+        with suppress(trio.BrokenResourceError):
+            assert await visitor.receive_some() == b""
+        await visitor.aclose()
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == [
+        "connection to a shared port failed: internal error"
+    ]
+    assert len(ports.ports) == 0
+    assert not ports.ports._peeking
+
+
+# Handshakes that wait for a certificate
+
+
+def ordering(ports: PortsBench, tmp_path: Path, name: str) -> Callable[[], None]:
+    """An order for `name` begins. The function ends it: the certificate is there."""
+    ca = trustme.CA()
+    ca.configure_trust(ports.client)
+    store = ports.ports.handshakes._certificates
+    assert isinstance(store, CertificateStore)
+
+    def end() -> None:
+        issued = ca.issue_cert(name)
+        store.put(issued.cert_chain_pems[0].bytes(), issued.private_key_pem.bytes())
+        ports.challenges.end_order(name)
+
+    ports.challenges.ordered.add(name)
+    return end
+
+
+async def test_handshakes_wait_for_the_certificate_of_their_name(ports: PortsBench, tmp_path: Path) -> None:
+    site = ports.site("new.example")
+    end_order = ordering(ports, tmp_path, "new.example")
+    done: list[trio.SSLStream[trio.SocketStream]] = []
+
+    async def visit(name: str) -> None:
+        done.append(await ports.handshake(name))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(visit, "new.example")
+        nursery.start_soon(visit, "new.example")
+        while ports.ports.handshakes.waiting["new.example"] < 2:
+            await trio.lowlevel.checkpoint()
+        for name in ("new.example", "other.example"):  # there is room for two; and no order for the other
+            with pytest.raises(trio.BrokenResourceError) as failed:
+                await ports.handshake(name)
+            assert "UNRECOGNIZED_NAME" in str(failed.value.__cause__)
+        assert (await ports.handshake("a.example")).selected_alpn_protocol() == "http/1.1"  # others go on
+        assert not done
+        end_order()
+    await done[0].send_all(GET % (b"/", b"new.example"))
+    await (await site.server()).head()
+    assert not ports.ports.handshakes.waiting
+
+
+async def test_all_waiting_handshakes_together_are_bounded(ports: PortsBench, tmp_path: Path) -> None:
+    for number in range(4):
+        ordering(ports, tmp_path, f"{number}.new.example")
+        await ports.connect().send_all(hello_for(ports, f"{number}.new.example"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(ports.ports.handshakes.waiting) == ["0.new.example", "1.new.example", "2.new.example"]
+    assert len(ports.ports) == 3
+
+
+@pytest.mark.parametrize("wait", [20.0, 0.0])
+async def test_the_wait_for_a_certificate_is_bounded(
+    ports: PortsBench, tmp_path: Path, wait: float, autojump_clock: MockClock
+) -> None:
+    ports.settings.certificate_wait = wait
+    ordering(ports, tmp_path, "new.example")
+    began = trio.current_time()
+    with pytest.raises(trio.BrokenResourceError) as failed:
+        await ports.handshake("new.example")
+    assert "UNRECOGNIZED_NAME" in str(failed.value.__cause__)
+    assert trio.current_time() - began == pytest.approx(wait, abs=0.2)
+    assert len(ports.ports) == 0
+
+
+async def test_an_order_that_fails_ends_the_wait(ports: PortsBench, tmp_path: Path) -> None:
+    ordering(ports, tmp_path, "new.example")
+    far = ports.connect()
+    await far.send_all(hello_for(ports, "new.example"))
+    await trio.testing.wait_all_tasks_blocked()
+    ports.challenges.end_order("unrelated.example")
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(ports.ports) == 1
+    ports.challenges.end_order("new.example")
+    assert (await far.receive_some())[-1] == UNRECOGNIZED_NAME
+
+
+async def test_a_client_that_leaves_does_not_wait(ports: PortsBench, tmp_path: Path) -> None:
+    ordering(ports, tmp_path, "new.example")
+    for _ in range(2):
+        far = ports.connect()
+        await far.send_all(hello_for(ports, "new.example"))
+        while not ports.ports.handshakes.waiting:
+            await trio.lowlevel.checkpoint()
+        await far.send_eof()
+        while ports.ports.handshakes.waiting:
+            await trio.lowlevel.checkpoint()
     assert len(ports.ports) == 0
 
 
@@ -291,7 +569,7 @@ async def test_every_connection_that_has_left_makes_room_for_another_of_its_sour
     ports.settings.max_connections_per_source = 1
     for number in range(2):
         garbage = ports.connect()
-        await garbage.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        await garbage.send_all(b"\x80\x2e\x01")
         with suppress(trio.BrokenResourceError):
             while await garbage.receive_some():
                 pass
@@ -396,7 +674,7 @@ async def test_one_handshake_begins_in_each_turn_of_the_scheduler(
         connection.close()
         raise OSError("no handshake in this test")
 
-    monkeypatch.setattr("tunneld.sites.ports.shake_hands", shake_hands)
+    monkeypatch.setattr("tunneld.sites.handshakes.shake_hands", shake_hands)
     nursery.start_soon(count_turns)
     for _ in range(count):
         nursery.start_soon(partial(suppressed, ports.handshake, "a.example"))

@@ -102,7 +102,13 @@ async def _serve_one(tunnel: Tunnel, text: bytes) -> None:
 
 
 class NothingCertified:
-    """Implements `Certificates` and `Challenges`."""
+    """Implements `Certificates` and `PortOrders`."""
+
+    def is_ordered(self, _name: str) -> bool:
+        return False
+
+    async def order_over(self) -> None:
+        await trio.sleep_forever()
 
     def context_for(self, _server_name: str) -> ssl.SSLContext | None:
         return None

@@ -4,7 +4,8 @@
                        ▲                    └ failed: an event, a log line, tried again later
                        └────────────────────┘
 
-The ports for visitors never wait for this: a handshake uses what the store has. Nothing is remembered of an order that
+The ports for visitors use what the store has; a handshake for a name that has no certificate yet may wait until its
+order is over. Nothing is remembered of an order that
 was interrupted, so after a crash the name is simply ordered again. What the authority is asked is limited, see
 `OrderLimits`; that a requester may have a name is checked before `want`.
 
@@ -22,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
 import trio
 
 from tunneld.acme import report
@@ -31,12 +31,13 @@ from tunneld.acme.schedule import OrderLimits
 from tunneld.acme.state import MAX_FAILURES, Issued, account_folder
 from tunneld.config.certificates import AcmeSettings
 from tunneld.errors import CertificateError, TunneldError, UsageError
+from tunneld.log import Logger
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.lines import Item
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("acme")
+log = Logger("acme")
 
 Clock = Callable[[], float]
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -64,7 +65,7 @@ class OrderWorker(Protocol):
 
 
 class CertificateManager:
-    """See the description of this module. Implements `Challenges` of the shared ports."""
+    """See the description of this module. Implements `PortOrders` of the shared ports."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class CertificateManager:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._plans = CertificatePlans(store, settings, now)
         self._orders_running = 0
+        self._over = trio.Event()  # set when an order is over; each has a new one
         self._applied: AcmeSettings | None = None  # the settings of the next three
         self._worker: OrderWorker | None = None
         self._limits = OrderLimits(settings().order_rate, settings().owner_rate)
@@ -104,12 +106,20 @@ class CertificateManager:
     # For the shared ports
 
     def http_answer(self, token: str) -> bytes | None:
-        """The answer to http-01; see `Challenges`."""
+        """The answer to http-01; see `PortOrders`."""
         return self._answers.get(token)
 
     def tls_context(self, name: str) -> ssl.SSLContext | None:
-        """The answer to tls-alpn-01; see `Challenges`."""
+        """The answer to tls-alpn-01; see `PortOrders`."""
         return self._contexts.get(name)
+
+    def is_ordered(self, name: str) -> bool:
+        """Whether a certificate for visitors of a host name is on its way; see `PortOrders`."""
+        return self._plans.is_ordered(name, self._now())
+
+    async def order_over(self) -> None:
+        """Return when an order is over, or put off; see `PortOrders`."""
+        await self._over.wait()
 
     # For tunnels
 
@@ -123,6 +133,7 @@ class CertificateManager:
     def unwant(self, name: str) -> None:
         """Undo one `want`. A certificate that was obtained stays, for when the tunnel opens again."""
         self._plans.unwant(name)
+        self._note_over()
 
     def failure(self, name: str) -> str:
         """Why there is no new certificate for a name; empty if nothing has failed."""
@@ -215,6 +226,7 @@ class CertificateManager:
         """There were too many orders already."""
         reason = f"limit of orders reached (acme.{limit})"
         self._plans.schedule(wanted, until)
+        self._note_over()
         passed = self._log_limiter.passes(self._now(), (wanted.name, limit))
         if passed is not None:
             log.warning("certificate not ordered", name=wanted.name, owner=wanted.owner, reason=reason)
@@ -261,6 +273,12 @@ class CertificateManager:
                 self.reconfigure()  # names under it need no order now
             else:
                 self._plans.plan(wanted)
+            self._note_over()
+
+    def _note_over(self) -> None:
+        """Wake what waits for an order."""
+        over, self._over = self._over, trio.Event()
+        over.set()
 
     def _obtain(self, worker: OrderWorker, name: str, attempt: int) -> tuple[ServerCertificate, ssl.SSLContext]:
         """In a worker thread: the whole order, the files included."""

@@ -79,6 +79,12 @@ class CertificatePlans:
             self.want(wildcard, "")
         self.plan_all()  # names under it need no order, or need one now
 
+    def is_ordered(self, name: str, now: float) -> bool:
+        """Whether a certificate for visitors of a host name is being ordered, or will be as soon as there is room."""
+        wildcard = "*." + name.partition(".")[2]
+        candidates = (self.names.get(name), self.names.get(wildcard))
+        return any(each is not None and (each.in_order is not None or each.due_at <= now) for each in candidates)
+
     def due(self, now: float, has_room: Callable[[], bool]) -> Iterator[WantedName]:
         """Names with something to do, while there is room for it. The caller plans each again when it is done."""
         while self._queue and self._queue[0][0] <= now and has_room():

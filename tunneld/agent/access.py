@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
-from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.errors import (
     DIAL_SHORTAGES,
     RefusedError,
@@ -24,11 +23,8 @@ from tunneld.errors import (
 )
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.net.node_id import NodeId
 from tunneld.tls.connection import CARRIER_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
-from tunneld.tls.identity import Identity
-from tunneld.wire.mencode import Value
 
 MAX_KEY_REPLY = 1024
 """Bytes of the relay's reply to a tunnel key: `OK`, or `ERR`, a code and a sentence."""
@@ -94,7 +90,7 @@ class RelayAccess:
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             where = parse_relay(self.where) if self.shares_port else uri
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
@@ -102,25 +98,6 @@ class RelayAccess:
                     connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
                 )
             return connection
-
-    async def dial_node(self, uri: Endpoint, identity: Identity) -> NodeConnection:
-        """Connect to the node of an egtp server URI and begin a session, in which it proves the id in the URI; the
-        caller owns the connection.
-
-        Raises `RelayUnreachableError`, `ShortageError`, `RemoteProtocolError`, or `NotAllowedError` for another node.
-        """
-        with self._connecting(uri):
-            connection = await dial(await resolve_relay(uri.host, uri.port))
-            try:
-                return await begin_session(connection, identity, NodeId.parse(uri.key))
-            except BaseException:
-                connection.close()
-                raise
-
-    async def ask_node(self, node: NodeConnection, body: Value, uri: Endpoint) -> Value:
-        """Send `are there messages`, and return the body of the response. Raises as `dial_node`, and `RefusedError`."""
-        with self._connecting(uri):
-            return await node.ask(body)
 
     async def dial_keyed(
         self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None
@@ -131,7 +108,7 @@ class RelayAccess:
         before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
         `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
@@ -144,7 +121,7 @@ class RelayAccess:
                 raise
 
     @contextmanager
-    def _connecting(self, uri: Endpoint) -> Iterator[None]:
+    def connecting(self, uri: Endpoint) -> Iterator[None]:
         """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
         `ShortageError` where this machine has no descriptor or port left.
         """

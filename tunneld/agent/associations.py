@@ -26,7 +26,7 @@ from tunneld.agent.end_visitor import EndVisitor, VisitorSink
 from tunneld.agent.network import is_local_address
 from tunneld.agent.source import SourceEvents
 from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
-from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection
+from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection, begin_session
 from tunneld.egtp.link import Link
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
@@ -39,7 +39,9 @@ from tunneld.errors import (
 )
 from tunneld.mux.channel import Channel
 from tunneld.mux.limits import CarrierLimits
+from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint
+from tunneld.net.node_id import NodeId
 from tunneld.tls.identity import Identity
 from tunneld.wire.egtp.envelope import ID_SIZE
 from tunneld.wire.mencode import Value
@@ -191,7 +193,7 @@ class Associations:
         """Make one link. Returns whether the relay accepted it; a failure is reported as trouble."""
         try:
             async with self._relay.dialing:
-                node = await self._relay.dial_node(self._uri, self._identity)
+                node = await self._connect()
                 try:
                     return await self._attach(node)
                 except BaseException:
@@ -200,6 +202,19 @@ class Associations:
         except (RelayUnreachableError, ShortageError, RemoteProtocolError, NotAllowedError, RefusedError) as error:
             self._events.on_trouble(str(error))
             return False
+
+    async def _connect(self) -> NodeConnection:
+        """Connect to the relay and begin a session, in which it proves the id in the URI; the caller owns the
+        connection. Raises as `RelayAccess.connecting`, `RemoteProtocolError`, or `NotAllowedError` for another node.
+        """
+        uri = self._uri
+        with self._relay.connecting(uri):
+            connection = await dial(await resolve_relay(uri.host, uri.port))
+            try:
+                return await begin_session(connection, self._identity, NodeId.parse(uri.key))
+            except BaseException:
+                connection.close()
+                raise
 
     async def _attach(self, node: NodeConnection) -> bool:
         """Go on with the association on this connection, or begin one. Raises `RelayUnreachableError`,
@@ -230,10 +245,9 @@ class Associations:
     async def _ask(self, node: NodeConnection, association: _AgentAssociation) -> int:
         carrier = association.carrier
         resumed = association is self._current
-        body = await self._relay.ask_node(
-            node, AttachRequest(association.id, resumed, carrier.inbox.next).encode(), self._uri
-        )
-        return _received_in(body)
+        request = AttachRequest(association.id, resumed, carrier.inbox.next)
+        with self._relay.connecting(self._uri):
+            return _received_in(await node.ask(request.encode()))
 
 
 def _received_in(body: Value) -> int:

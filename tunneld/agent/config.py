@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from tunneld.agent.defaults import DRAIN_WITHIN, LINGER
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
-from tunneld.tls.identity import Identity
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
+    from tunneld.tls.identity import Identity
 
 OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if option.group))
 """Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
@@ -41,7 +41,7 @@ class ExposureConfig:
     request: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
     scheme: str = "tcp"
-    linger: float = 60.0
+    linger: float = LINGER
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
     proxy_header: bool = False  # with `https`: a PROXY header in front of the decrypted bytes
@@ -65,7 +65,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         options["tls"] = "pass"
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and https is None  # else it is inside of the TLS that ends here
-    identity = Identity.create() if values["backend"] == "egtp" else None
+    identity = _new_identity() if values["backend"] == "egtp" else None
     request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
         Target.parse(values["target"]),
@@ -77,6 +77,13 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         https,
         bool(values["proxy_protocol"] and https is not None),
     )
+
+
+def _new_identity() -> Identity:
+    """A key for one exposure; the relay is told its id when the tunnel is opened."""
+    from tunneld.tls.identity import Identity  # noqa: PLC0415  # for the few that need it
+
+    return Identity.create()
 
 
 def _name_of(host: str) -> str:
@@ -138,29 +145,47 @@ def _health_check(values: Mapping[str, Any]) -> Check | None:
     )
 
 
-UNIQUE_KEYS = ("name", "client_port")
-"""Options with which two tunnels of one owner exclude each other."""
+UNIQUE_KEYS = ("host", "name", "client_port")
+"""Options with which two tunnels of one owner exclude each other. A host is the name, too, where none is given."""
 
 
 def conflict(configs: Mapping[str, ExposureConfig]) -> str:
     """A sentence about two exposures that cannot both be open at one relay; empty if there are none.
 
-    The second one would replace the first, or take its port, and the first would come back: in turn, for ever.
+    The second one would replace the first, or take its port, and the first would come back: in turn, for ever. A host
+    name, it would not get at all.
     """
     taken: dict[tuple[str, object], str] = {}
     for exposure, config in configs.items():
         for key in UNIQUE_KEYS:
-            value = config.request.options.get(key)
-            other = taken.setdefault((key, value), exposure)
-            if value is not None and other != exposure and not _share_tunnel(configs[other], config):
-                hint = ", or set share = true in both" if key == "name" else ""
-                return f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+            for value in _unique_values(key, config.request.options.get(key)):
+                other = taken.setdefault((key, value), exposure)
+                if other != exposure and not _share_tunnel(configs[other], config):
+                    hint = ", or set share = true in both" if key == "name" else ""
+                    return (
+                        f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+                    )
     return ""
+
+
+def _unique_values(key: str, value: object) -> list[object]:
+    """What no other tunnel may have. Names of one domain are equal in any spelling; whether a label and a full name are
+    the same, only the relay knows.
+    """
+    if value is None or key != "host":
+        return [value] if value is not None else []
+    texts = [text.strip() for text in str(value).split(",")]
+    return [_normal_host(text) for text in texts if text and text != ANY_HOST]
+
+
+def _normal_host(text: str) -> str:
+    host, slash, path = text.partition("/")
+    return host.lower().removesuffix(".") + (slash + path).rstrip("/")
 
 
 def _share_tunnel(one: ExposureConfig, other: ExposureConfig) -> bool:
     options, others = one.request.options, other.request.options
-    return bool(options.get("share") and others.get("share")) and options["name"] == others["name"]
+    return bool(options.get("share") and others.get("share")) and options.get("name") == others.get("name")
 
 
 @dataclass(frozen=True, slots=True)

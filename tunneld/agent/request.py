@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -13,8 +14,10 @@ from tunneld.client import Client
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.policy.options import ANY_HOST
-from tunneld.tls.identity import Identity
 from tunneld.wire.lines import Value
+
+if TYPE_CHECKING:
+    from tunneld.tls.identity import Identity
 
 AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
 """The agent needs a tunnel that outlives its connections, and a header that tells it about each visitor."""

@@ -27,7 +27,7 @@ from tunneld.control.login import LoginState
 from tunneld.control.session import ControlSession
 from tunneld.directory.reply import Execute
 from tunneld.errors import LimitReachedError
-from tunneld.net.accept import local_address, peer_address
+from tunneld.net.accept import local_address
 from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.net.sockets import taken_out
@@ -108,7 +108,7 @@ class _LineServer:
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
         more = " carriers=here" if shares_port else ""
-        nursery.start_soon(self._serve, transport, slot, place, deadline, more)
+        nursery.start_soon(self._serve, transport, peer, slot, place, deadline, more)
 
     def _admits_all(self) -> bool:
         """Whether neither a secret nor a client certificate is required."""
@@ -120,16 +120,14 @@ class _LineServer:
         return PlaceLimits(settings.max_connections, settings.reserved_connections, settings.credential_share)
 
     async def _serve(
-        self, transport: trio.SocketStream, slot: PreauthSlot, place: Place, deadline: float, more: str
+        self, transport: trio.SocketStream, peer: Any, slot: PreauthSlot, place: Place, deadline: float, more: str
     ) -> None:
         """Serve one connection and handle every error on it; it must authenticate by `deadline` (Trio's clock). `more`
         is added to the greeting.
         """
-        bound, refusal = log, None
+        bound, refusal = log.bind(peer=format_peer(peer)), None
         try:
             async with transport:
-                peer = peer_address(transport.socket)
-                bound = log.bind(peer=format_peer(peer))
                 bound.debug("control connection accepted")
                 if (stream := await self._encrypt(transport, slot, deadline, bound)) is not None:
                     async with LineConnection(stream, self._settings) as connection:
@@ -203,7 +201,7 @@ def _begin_login(
     place: Place,
 ) -> LoginState:
     """The login state of a new connection. When the peer has authenticated, `place` is claimed and `slot` released.
-    Raises `OSError` if the peer has left.
+    Behind a proxy, `peer` is not the peer of the socket.
     """
 
     def on_authenticated(grant: Grant) -> None:

@@ -6,13 +6,12 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
-from tunneld.config.values import literal
+from tunneld.config.wording import literal
 from tunneld.directory.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
@@ -23,6 +22,7 @@ from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
+from tunneld.sites.site import PortOrders
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.tunnel import Tunnel
 from tunneld.wire.lines import ControlRequest, Item
@@ -31,14 +31,8 @@ MAX_TRIM = 1_000_000
 """Idle server connections: far above any `tunnels.max_parked`."""
 
 
-class CertificateOrders(Protocol):
-    """The certificates for host names, as `acme.manager` keeps them. Extends `Challenges` of the shared ports."""
-
-    def http_answer(self, token: str, /) -> bytes | None:
-        """See `Challenges`."""
-
-    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
-        """See `Challenges`."""
+class CertificateOrders(PortOrders, Protocol):
+    """The certificates for host names, as `acme.manager` keeps them."""
 
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""

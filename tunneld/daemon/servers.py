@@ -34,7 +34,7 @@ from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
 from tunneld.engine.engine import Engine
-from tunneld.net.endpoint import Peer
+from tunneld.net.endpoint import Peer, is_loopback
 from tunneld.net.listeners import Bound
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
@@ -220,7 +220,9 @@ class Servers:
             CARRIER_PROTOCOL.encode(): partial(self._take_agent, "webmux"),
         }
         orders = self._daemon.certificate_orders
-        ports = SitePorts(self._engine, self._names, settings, self._certificates, orders, self._access_log, agents)
+        ports = SitePorts(
+            self._engine, self._names, settings, self._certificates, orders, self._access_log, agents, self._take_ssh
+        )
         async with trio.open_nursery() as logging:  # outlives the connections, whose last requests it logs
             await logging.start(self._access_log.run)
             async with trio.open_nursery() as nursery:
@@ -232,7 +234,20 @@ class Servers:
     def _take_agent(self, service: str, connection: socket.socket, peer: Peer) -> bool:
         """An agent's connection came by the HTTPS port. False: there is no certificate for agents, or no service."""
         has_certificate = self._certificates.port(AGENT_TABLE) is not None
-        return has_certificate and self.listeners.by_service[service].deliver(connection, peer)
+        is_admitted = has_certificate and (service != "control" or self._admits(peer))
+        return is_admitted and self.listeners.by_service[service].deliver(connection, peer)
+
+    def _admits(self, peer: Peer) -> bool:
+        """Whether a peer of the HTTPS port may send control requests: the relay must authenticate it, as the
+        configuration demands of a control port that is not on loopback.
+        """
+        control = self._daemon.settings.control
+        authenticates = not self._authenticator.is_open or (control.tls is not None and bool(control.tls.client_ca))
+        return authenticates or control.open_to_anyone or is_loopback(peer[0])
+
+    def _take_ssh(self, connection: socket.socket, peer: Peer) -> bool:
+        """The connection of an SSH client came by the HTTPS port. False: SSH is not served there."""
+        return self._daemon.settings.names.ssh and self.listeners.by_service["ssh"].deliver(connection, peer)
 
     async def _serve_ssh(
         self, key: asyncssh.SSHKey, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

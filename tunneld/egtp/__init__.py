@@ -5,6 +5,9 @@
     carrier      an association of two nodes: channels, over one link after another
     channel      one byte stream of it, an `engine.end.End`
     output       numbers what a carrier sends, and keeps it until it is acknowledged
+    handshake    the first messages on a new connection, in a task
+    passing      passes opaque messages between other nodes: `pass this along`, `message for you`
+    mailbox      keeps them until the recipient has fetched them, within quotas
 
 The codecs are in `tunneld.wire.egtp`. A stream survives the loss of its link: the peer makes another one, and what was
 not acknowledged is sent again.

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
 import trio
 
 from tunneld.egtp.channel import StreamChannel
@@ -29,6 +28,7 @@ from tunneld.egtp.output import MessageOutput
 from tunneld.engine.pump import Pump
 from tunneld.engine.timers import Timers
 from tunneld.errors import LimitReachedError, RemoteProtocolError
+from tunneld.log import Logger
 from tunneld.mux.channel import Channel
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import MAX_FRAMES_PER_TURN, CarrierLimits
@@ -52,7 +52,7 @@ from tunneld.wire.egtp.streams import (
 )
 from tunneld.wire.mencode import Value
 
-log = structlog.get_logger("egtp")
+log = Logger("egtp")
 
 
 @dataclass(frozen=True, slots=True)

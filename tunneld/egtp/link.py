@@ -13,12 +13,11 @@ import os
 import socket
 from typing import Protocol
 
-import structlog
-
 from tunneld.egtp.session import NodeSession
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError, reason_of
+from tunneld.log import Logger
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import USER_TIMEOUT_HEARTBEATS, CarrierLimits
 from tunneld.wire.egtp.envelope import ID_SIZE, decode_streams
@@ -39,7 +38,7 @@ DRAIN_SIZE = 1024 * 1024
 overtake our last message.
 """
 
-log = structlog.get_logger("egtp")
+log = Logger("egtp")
 
 
 class LinkOwner(Protocol):

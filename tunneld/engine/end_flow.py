@@ -57,13 +57,16 @@ class SocketToEnd(FromSocket[BufferedEnd]):
         """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
         pump, end = self.pump, self.target
         receive_into, allowance = self.connection.recv_into, self.allowance
-        share = min(pump.quantum, end.quantum)
+        share = pump.quantum
+        if end.quantum < share:  # `min` takes as long as a call of our own, here and below
+            share = end.quantum
         while share > 0:
-            capacity = end.send_capacity()
-            if not capacity or self.stopped:
+            wanted = end.send_capacity()
+            if not wanted or self.stopped:
                 self.blocked = not self.stopped
                 return
-            wanted = min(capacity, pump.buffer_size)
+            if wanted > pump.buffer_size:
+                wanted = pump.buffer_size
             if allowance is not None and not (wanted := min(wanted, allowance.get())):
                 return
             try:

@@ -36,7 +36,7 @@ class PlainTransport:
         self.ended = not count
         return count, count
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append `data` to the pending output."""
         self._unsent += data
 
@@ -45,20 +45,17 @@ class PlainTransport:
 
     def flush(self) -> bool:
         """Write pending output to the kernel; returns whether that was all of it. Raises OSError."""
-        unsent, sent = self._unsent, 0
-        if not unsent:
-            return True
+        unsent = self._unsent
         try:
-            with memoryview(unsent) as view:
-                while sent < len(view):
-                    sent += self.connection.send(view[sent:])
+            while unsent:
+                sent = self.connection.send(unsent)
+                del unsent[:sent]
         except BlockingIOError:
-            pass
+            return False
         except OSError:
             unsent.clear()
             raise
-        del unsent[:sent]
-        return not unsent
+        return True
 
     def flush_if_possible(self) -> None:
         """Flush a connection that is being given up: errors are ignored."""

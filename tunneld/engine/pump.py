@@ -54,7 +54,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol, cast
 
-import structlog
 import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
@@ -68,6 +67,7 @@ from tunneld.engine.relay import JoinedEnds
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Throttle, TokenBucket
+from tunneld.log import Logger
 
 EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 "What every socket is registered for."
@@ -75,7 +75,7 @@ EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLL
 MAX_BATCH_EVENTS = 256
 "Events taken per `epoll_wait`: enough that the scheduler's share of each is negligible, few enough to return soon."
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 class Handler(Protocol):
@@ -107,6 +107,8 @@ class Pump(Scheduler):
         self.fd_reserve = FdReserve(limits.descriptors)
         self.pipes = PipePool(limits.pipe_size, limits.max_pipes, limits.buffer_size, limits.descriptors)
         self._wide_buffer: bytearray | None = None
+        sizes = range(MAX_BATCH_EVENTS + 1)
+        self._quanta = [max(limits.buffer_size, limits.turn_size // (size or 1)) for size in sizes]  # by batch size
         self._poll_at_once = False  # a handler has rearmed itself
         self._last_wait_was_short = False
         self._epoll: select.epoll | None = None
@@ -287,7 +289,7 @@ class Pump(Scheduler):
         handlers = self.handlers
         self._batch_time = None
         self._in_batch = True
-        self.quantum = max(self.buffer_size, self.limits.turn_size // (len(batch) or 1))
+        self.quantum = self._quanta[len(batch)]
         for fd, events in batch:
             handler = handlers.get(fd)
             if handler is None:

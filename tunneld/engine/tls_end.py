@@ -70,11 +70,14 @@ class TlsEnd(BufferedEnd):
     def write(self, data: memoryview) -> None:
         """See `BufferedEnd.write`."""
         self._tls.write(data)
-        self._schedule_flush()
+        if not self._flush_scheduled:
+            self._schedule_flush()
 
     def send(self, data: bytes) -> None:
         """See `BufferedEnd.send`."""
-        self.write(memoryview(data))
+        self._tls.write(data)
+        if not self._flush_scheduled:
+            self._schedule_flush()
 
     def consume(self, count: int) -> None:
         """See `BufferedEnd.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""

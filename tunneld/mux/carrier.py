@@ -12,11 +12,10 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
-import structlog
-
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
+from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
@@ -37,7 +36,7 @@ PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without namin
 NO_DATA = memoryview(b"")
 NO_MSS = 1 << 30
 
-log = structlog.get_logger("mux")
+log = Logger("mux")
 
 
 class Carrier:
@@ -210,8 +209,8 @@ class Carrier:
             self.turns.read_later()
             return
         connection, mux, quantum, view = self._connection, self.mux, self.pump.quantum, self._view
-        if mux.has_unparsed and self.turns.share.left > 0:
-            self._parse(NO_DATA)
+        if mux.has_unparsed:
+            self._parse(NO_DATA, self.turns.share.left)
         while not self.over:
             if mux.has_unparsed or self.turns.share.left <= 0:
                 self.turns.read_later()
@@ -228,7 +227,7 @@ class Carrier:
                 return
             self.heartbeat.received = True
             if self._authenticated:
-                self._parse(view[:count])
+                self._parse(view[:count], self.turns.share.left)
             else:
                 self._parse_unauthenticated(view[:count])
             if connection.drained and not self._until_eagain and not mux.has_unparsed:
@@ -247,21 +246,21 @@ class Carrier:
         """Parse at most `PREAUTH_LIMIT` bytes before the carrier is authenticated; close it beyond that."""
         left = PREAUTH_LIMIT - self._preauth_bytes
         self._preauth_bytes += len(data)
-        self._parse(data[:left])
+        self._parse(data[:left], MAX_FRAMES_PER_TURN)
         while self.mux.has_unparsed and not self.over:
-            self._parse(NO_DATA)
+            self._parse(NO_DATA, MAX_FRAMES_PER_TURN)
         if len(data) <= left or self.over:
             return
         if self._authenticated:
-            self._parse(data[left:])
+            self._parse(data[left:], MAX_FRAMES_PER_TURN)
         else:
             self._close(PREAUTH_EXCEEDED)
 
-    def _parse(self, data: memoryview) -> None:
-        """Have the codec parse `data` and act on each item."""
+    def _parse(self, data: memoryview, max_frames: int) -> None:
+        """Have the codec parse `data`, or this many frames of it, and act on each item."""
         channels = self.channels
         try:
-            for item in self.mux.receive(data, min(MAX_FRAMES_PER_TURN, max(self.turns.share.left, 1))):
+            for item in self.mux.receive(data, max_frames):
                 if isinstance(item, tuple):
                     channel = channels.get(item[0])
                     if channel is not None:

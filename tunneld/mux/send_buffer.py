@@ -24,8 +24,8 @@ FLUSH_SIZE = 64 * 1024
 """Bytes of pending output that are written at once: four TLS records, and as much as leaves the kernel in one piece.
 Larger buffers come from malloc as fresh pages every time, which costs as much as encrypting them.
 """
-FRAME_HEADER = 4
-"""Bytes of header in front of a frame of that size."""
+MAX_CAPACITY = FLUSH_SIZE - 4
+"""Bytes that a channel may write at once: with the header of its frame, that size."""
 MIN_CAPACITY = 4096
 """Bytes: with less space than this a visitor waits, rather than being read in small pieces."""
 
@@ -94,8 +94,10 @@ class SendBuffer:
         if space < MIN_CAPACITY and not self.blocked:
             self.flush()
             space = self._pause_at - self._pending()
+        if space >= MAX_CAPACITY:
+            return MAX_CAPACITY
         if space >= MIN_CAPACITY:
-            return min(space, FLUSH_SIZE - FRAME_HEADER)
+            return space
         self._paused[channel] = None
         return 0
 

@@ -30,13 +30,17 @@ class WebMuxChannel(Channel):
         if self._unsent_header and not self._send_header():
             return 0
         carrier, session = self._carrier, self._session
-        capacity = min(carrier.send_buffer.send_capacity(self), session.credit)
+        capacity = carrier.send_buffer.send_capacity(self)
+        if session.credit < capacity:
+            capacity = session.credit
         if capacity <= 0 or self.closed or not session.state.sending:  # the send buffer may have lost the connection
             return 0
         left = carrier.turns.share.left
         if left <= 0:
             carrier.turns.serve_later(self)
             return 0
+        if capacity <= carrier.max_fragment:
+            return capacity
         return min(capacity, carrier.max_fragment * min(left, MAX_FRAGMENTS))
 
     def set_originator(self, visitor: Peer | None) -> None:

@@ -7,7 +7,7 @@ for. So no list can be evaded by another spelling of an address.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -63,6 +63,28 @@ class NetworkSet:
             version == address.version and address.number >> shift in prefixes
             for (version, shift), prefixes in self._prefixes.items()
         )
+
+
+class ConfiguredNetworks:
+    """The networks of a setting, read again when a reload has changed it."""
+
+    def __init__(self, texts: Callable[[], tuple[str, ...]]) -> None:
+        self._texts = texts
+        self._read: tuple[str, ...] = ()
+        self._networks = NetworkSet(())
+
+    @property
+    def networks(self) -> NetworkSet:
+        """What the setting says now."""
+        texts = self._texts()
+        if texts is not self._read:
+            self._read = texts
+            self._networks = NetworkSet(map(parse_network, texts))
+        return self._networks
+
+    def __contains__(self, host: str) -> bool:
+        networks = self.networks
+        return bool(networks) and read_address(host) in networks
 
 
 def _unmap_network(network: Network) -> Network:

@@ -2,9 +2,12 @@
 
 Ports and names
     ports         the shared ports for HTTP and TLS
-    hello         reads the name in a ClientHello, and leaves it unread for the next
+    peek          reads the first bytes of a connection, and leaves them unread for the next
+    handshakes    TLS with visitors, which may wait for the certificate of a new name
+    port_places   how many connections there may be
+    proofs        whether a domain is a user's own
     names         the table of names, and where visitors reach them
-    site          the contract: what a tunnel with a name implements (tunnel/ingress/host.py)
+    site          the contracts: of a tunnel with a name (tunnel/ingress/host.py), and of what has certificates
 
 One connection of a visitor
     connection    requests are routed one by one; `end_owner` is how it fails, `endings` what comes behind the requests

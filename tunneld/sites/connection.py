@@ -55,6 +55,7 @@ class HttpConnection(EndOwner):
         super().__init__(end)
         self._engine = end.engine
         self._origin = origin
+        self._is_tls = origin.scheme == b"https"
         self._find = find
         self._limits = limits
         self._on_over = on_over
@@ -132,7 +133,10 @@ class HttpConnection(EndOwner):
         """See `RequestReceiver.on_request`: route it."""
         keep_alive = head.keep_alive and not self._input.is_last
         origin, identity = self._origin, self._writer.identity(head)
-        self._request = request = Request(head, origin.is_secure(head), origin.client(head), identity, keep_alive)
+        if origin.proxies is None:
+            self._request = request = Request(head, self._is_tls, origin.peer, identity, keep_alive)
+        else:
+            self._request = request = Request(head, origin.is_secure(head), origin.client(head), identity, keep_alive)
         self._deadline.set(self._limits.response_timeout)
         if self._access_log is not None:
             self._record = self._access_log.begin(origin, request)
@@ -191,13 +195,12 @@ class HttpConnection(EndOwner):
         if self._stream is None:
             self._open_stream(site, request.client)
         if (stream := self._stream) is not None:  # unless it has failed at once
-            stream.expect_response(request.head)
-            head = self._writer.request(request.head, request.identity, site.rewrite, self._passage)
-            stream.feed_requests(memoryview(head))
+            head = request.head
+            stream.send_request(head, self._writer.request(head, request.identity, site.rewrite, self._passage))
 
     def _open_stream(self, site: Site, client: Peer) -> None:
         """Not a part of `_send_to`: mypyc would assume there that the stream is still set after `open`."""
-        self._stream = stream = RequestStream(self._engine, self)
+        self._stream = stream = RequestStream(self._end, self)
         site.open(stream, client, self._origin)
 
     # The receiver of responses
@@ -207,7 +210,7 @@ class HttpConnection(EndOwner):
         if self._request is not None:
             self._input.resume()
 
-    def on_response_head(self, response: ResponseHead) -> None:
+    def on_response_head(self, response: ResponseHead, data: bytes | bytearray | memoryview) -> None:
         """See `ResponseReceiver.on_response_head`."""
         request, site, stream = self._request, self._site, self._stream
         assert request is not None
@@ -215,16 +218,21 @@ class HttpConnection(EndOwner):
         assert stream is not None
         if response.is_interim and request.head.minor_version == 0:
             return  # HTTP/1.0 has none
+        is_interim = response.is_interim
         keep_alive = request.keep_alive and not response.until_close and not self._input.is_last
-        if not response.is_interim:
-            if self._input.awaits_body and request.head.expects_continue and not stream.continued:
+        if not is_interim:
+            if request.head.expects_continue and self._input.awaits_body and not stream.continued:
                 keep_alive = False  # the visitor may send the body, or leave it out (RFC 9110 §10.1.1)
             stream.keeps_visitor = keep_alive
             if self._record is not None:
                 self._record.status = response.status
-            self._deadline.set(0)
-        head, rewrite, passage = request.head, site.rewrite, self._passage
-        self._end.send(self._writer.response(response, head, request.identity, rewrite, passage, keep_alive=keep_alive))
+                self._record.down += len(data)
+            if self._limits.response_timeout:
+                self._deadline.set(0)
+        head = self._writer.response(
+            response, request.head, request.identity, site.rewrite, self._passage, keep_alive=keep_alive
+        )
+        self._end.send(head + data if data else head)  # together: one TLS record
         if response.status == 101:
             UpgradedConnection(self._end, stream, self, self._record).start(self._input.stop())
 
@@ -299,8 +307,7 @@ class HttpConnection(EndOwner):
         if self._input.is_last:
             self._finish()
             return
-        self._input.next_request()
-        if self._input.is_empty:
+        if self._input.next_request():
             self._deadline.set(self._limits.keep_alive_timeout)
         else:
             self._deadline.set(self._limits.head_timeout)

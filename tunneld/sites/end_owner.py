@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import structlog
 
-from tunneld.engine.failures import TcpSocket
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 
@@ -42,18 +41,3 @@ class EndOwner:
         """A bug in here."""
         log.error("http connection failed: internal error", exc_info=error)
         self.drop("internal error")
-
-    # The receiver of responses, where it only passes questions on
-
-    def send_capacity(self) -> int:
-        """See `ResponseReceiver.send_capacity`."""
-        return self._end.send_capacity()
-
-    def unacknowledged(self) -> int:
-        """See `ResponseReceiver.unacknowledged`."""
-        return self._end.unacknowledged()
-
-    @property
-    def tcp_connection(self) -> TcpSocket | None:
-        """See `ResponseReceiver.tcp_connection`."""
-        return self._end.tcp_connection

@@ -42,6 +42,11 @@ class RequestReader:
         self._fields = b""  # the part of it behind the request line
         self._head: RequestHead | None = None
 
+    def repeated(self, data: memoryview) -> RequestHead | None:
+        """The last head, if `data` is the same once more and nothing else."""
+        raw = self._raw
+        return self._head if len(data) == len(raw) and bytes(data) == raw else None
+
     def take(self, data: bytearray, max_head: int) -> RequestHead | None:
         """Take a head, if it is complete. Raises `HeadError`."""
         raw = self._raw

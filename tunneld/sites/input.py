@@ -89,8 +89,11 @@ class RequestInput:
             return 0
         if not self._awaits_head:
             return 0 if self._pending else self._take_body(data)
-        taken = min(len(data), self._max_head + 4 - len(self._pending))
         begins = not self._pending
+        if begins and (head := self._reader.repeated(data)) is not None:
+            self._begin(head)
+            return len(data)
+        taken = min(len(data), self._max_head + 4 - len(self._pending))
         self._pending += data[:taken]
         self._use()
         if begins and self._awaits_head and self._pending:
@@ -113,10 +116,13 @@ class RequestInput:
                 return
             end.consume(taken)
 
-    def next_request(self) -> None:
-        """The request under way is answered. Call `resume_later`, unless `is_empty`."""
+    def next_request(self) -> bool:
+        """The request under way is answered. Returns whether nothing has come of the next one; call `resume_later`
+        otherwise.
+        """
         self._awaits_head = True
-        self._paused = not self.is_empty
+        self._paused = bool(self._pending or self._end.buffered)
+        return not self._paused
 
     def resume_later(self) -> None:
         """Receive the next request in a later turn."""
@@ -172,10 +178,13 @@ class RequestInput:
             return False
         if head is None:
             return False
+        self._begin(head)
+        return True
+
+    def _begin(self, head: RequestHead) -> None:
         self._awaits_head = False
         self._body = Body(head.body_length) if head.body_length != 0 else None
         self._receiver.on_request(head)
-        return True
 
     def _use_body(self) -> bool:
         """False: the receiver takes nothing now."""

@@ -34,6 +34,11 @@ _TEXTS = {
     505: "This version of HTTP is not available. Use HTTP/1.1.",
 }
 
+PLAIN_HTTP = (
+    "This is the port for HTTPS, and the request was sent without TLS. Use an address that begins with https://."
+)
+"""The text of a 400."""
+
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem}}
@@ -49,12 +54,14 @@ def error_page(
     *,
     keep_alive: bool = False,
     extra: tuple[tuple[bytes, bytes], ...] = (),
+    text: str = "",
 ) -> bytes:
     """A complete response. `request` is None where its head could not be read: the connection must be closed then.
 
-    `identity` is the id of the request, `extra` are further fields. A page for browsers, a line of text for programs.
+    `identity` is the id of the request, `extra` are further fields, `text` replaces the usual text. A page for
+    browsers, a line of text for programs.
     """
-    title, text = f"{status} {HTTPStatus(status).phrase}", _TEXTS[status]
+    title, text = f"{status} {HTTPStatus(status).phrase}", text or _TEXTS[status]
     wants_html = request is not None and any(
         name.lower() == b"accept" and b"text/html" in value for name, value in request.fields
     )

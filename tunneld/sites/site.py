@@ -1,8 +1,9 @@
-"""The contract between the shared HTTP ports and the tunnels behind their names."""
+"""The contracts of the shared ports: with the tunnels behind their names, and with what has or obtains certificates."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,8 +48,10 @@ class Site(Protocol):
     def keeps_tls(self) -> bool:
         """Whether TLS connections for its names go to the hidden server as they are."""
 
-    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
-        """Relay a TLS connection as it is; nothing was read from it. The callee owns it. Only if `keeps_tls`."""
+    def open_connection(self, connection: socket.socket, peer: Peer, reached: Peer | None, server_name: str) -> None:
+        """Relay a TLS connection as it is; nothing was read from it. The callee owns it. Only if `keeps_tls`.
+        `reached` is the address that the visitor connected to, where that is not the address of the socket.
+        """
 
     def examine(self, request: Request, on_verdict: OnVerdict) -> None:
         """Decide whether a request may pass, and call `on_verdict`, at once or later."""
@@ -60,3 +63,26 @@ class Site(Protocol):
 
     def on_failed(self, reason: str) -> None:
         """A request got an error page because of the hidden server; `reason` is for the owner of the tunnel."""
+
+
+class Certificates(Protocol):
+    """The certificates by name: `tls.store.CertificateStore`."""
+
+    def context_for(self, server_name: str, /) -> ssl.SSLContext | None:
+        """The context for a handshake in which the client asked for this name."""
+
+
+class PortOrders(Protocol):
+    """The orders of certificates, and the answers to challenges of their authority: `acme.manager`."""
+
+    def is_ordered(self, name: str, /) -> bool:
+        """Whether a certificate for this name is on its way."""
+
+    async def order_over(self) -> None:
+        """Return when an order is over, of whichever name."""
+
+    def http_answer(self, token: str, /) -> bytes | None:
+        """The body of the file with this name below `CHALLENGE_PATH`."""
+
+    def tls_context(self, name: str, /) -> ssl.SSLContext | None:
+        """The context that answers tls-alpn-01 for this name."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
-from tunneld.engine.scheduler import Scheduler
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.sites.body import Body
 from tunneld.sites.heads import ResponseReader
@@ -25,6 +25,8 @@ from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 """Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
+
+NOTHING = b""
 
 REFUSAL_STATUSES = {
     RefusalKind.ADDRESS: 403,
@@ -39,24 +41,14 @@ class ResponseReceiver(Protocol):
 
     max_head: int  # bytes of a response head
 
-    def send_capacity(self) -> int:
-        """Bytes of a response that the visitor takes now."""
-
-    def unacknowledged(self) -> int:
-        """Bytes that were sent to the visitor and are not acknowledged."""
-
-    @property
-    def tcp_connection(self) -> TcpSocket | None:
-        """See `End.tcp_connection`: the visitor's."""
-
     def on_requests_taken(self) -> None:
         """The hidden server has taken what was buffered in the stream."""
 
-    def on_response_head(self, response: ResponseHead) -> None:
-        """A head, perhaps an interim one."""
+    def on_response_head(self, response: ResponseHead, data: bytes | bytearray | memoryview) -> None:
+        """A head, perhaps an interim one, and what came of the body in the same read. Valid only during the call."""
 
     def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Bytes of the body, at most `send_capacity`. Valid only during the call."""
+        """More of the body, at most the `send_capacity` of the visitor's end. Valid only during the call."""
 
     def on_response_complete(self) -> None:
         """The response is complete."""
@@ -87,12 +79,14 @@ class RequestStream(BufferedEnd):
     """The requests of one visitor's connection to one tunnel, as an end. See the description of this module."""
 
     __slots__ = (
-        "_body", "_connection", "_left", "_reader", "_request", "_upgraded", "_waits", "continued", "is_reusable",
-        "keeps_visitor", "refusal", "response_started", "responses", "was_relayed",
+        "_body", "_connection", "_left", "_reader", "_request", "_upgraded", "_visitor", "_waits", "continued",
+        "is_reusable", "keeps_visitor", "refusal", "response_started", "responses", "was_relayed",
     )  # fmt: skip
 
-    def __init__(self, engine: Scheduler, connection: ResponseReceiver) -> None:
-        super().__init__(engine)
+    def __init__(self, visitor: TlsEnd, connection: ResponseReceiver) -> None:
+        """`visitor` is the end of the visitor, which `connection` owns."""
+        super().__init__(visitor.engine)
+        self._visitor = visitor
         self._connection = connection
         self._upgraded: UpgradedReceiver | None = None
         self._request: RequestHead | None = None  # whose response is awaited, or under way
@@ -123,13 +117,15 @@ class RequestStream(BufferedEnd):
         """
         return self.responses > 0 and request.body_length == 0 and request.method in IDEMPOTENT
 
-    def expect_response(self, request: RequestHead) -> None:
-        """The response to this request comes next."""
+    def send_request(self, request: RequestHead, head: bytes) -> None:
+        """Feed the head of a request, as the hidden server shall read it. The response to it comes next."""
         self._request = request
         self.continued = self.response_started = False
+        self.feed(memoryview(head))
+        self._waits = bool(self.buffered)
 
     def feed_requests(self, data: memoryview) -> None:
-        """Feed bytes that the hidden server shall read; but for heads, only while `buffered` is empty."""
+        """Feed bytes of a body that the hidden server shall read, while `buffered` is empty."""
         self.feed(data)
         self._waits = bool(self.buffered)
 
@@ -165,7 +161,7 @@ class RequestStream(BufferedEnd):
 
     def send_capacity(self) -> int:
         """See `BufferedEnd.send_capacity`."""
-        return 0 if self.closed or self.eof_sent else self._connection.send_capacity()
+        return 0 if self.closed or self.eof_sent else self._visitor.send_capacity()
 
     def write(self, data: memoryview) -> None:
         """See `BufferedEnd.write`: bytes of responses."""
@@ -173,8 +169,7 @@ class RequestStream(BufferedEnd):
             if self._upgraded is not None:
                 self._upgraded.on_response_data(data)
                 return
-            body = self._body
-            taken = self._write_head(data) if body is None else self._write_body(body, data)
+            taken = self._write_head(data) if self._body is None else self._write_body(data)
             data = data[taken:]
 
     def send(self, data: bytes) -> None:
@@ -211,12 +206,12 @@ class RequestStream(BufferedEnd):
 
     def unacknowledged(self) -> int:
         """See `End.unacknowledged`."""
-        return 0 if self._left else self._connection.unacknowledged()
+        return 0 if self._left else self._visitor.unacknowledged()
 
     @property
     def tcp_connection(self) -> TcpSocket | None:
         """See `End.tcp_connection`: while a visitor reads responses, it may vanish."""
-        return None if self._left or self.closed else self._connection.tcp_connection
+        return None if self._left or self.closed else self._visitor.tcp_connection
 
     def _consumed(self, count: int) -> None:
         self.was_relayed = True
@@ -237,7 +232,7 @@ class RequestStream(BufferedEnd):
     # Responses
 
     def _write_head(self, data: memoryview) -> int:
-        """Take bytes of a response head; return how many."""
+        """Take bytes of a response head, and what is behind it of the body; return how many."""
         request = self._request
         if request is None:
             self._cut("the local server sent bytes without being asked")
@@ -247,24 +242,40 @@ class RequestStream(BufferedEnd):
         except HeadError as error:
             self._cut(f"the response of the local server is malformed: {error}")
             return len(data)
-        if response is not None:
-            self._on_head(response)
+        if response is None:
+            return taken
+        status, length = response.status, response.body_length
+        if status < 200 and status != 101:
+            self.continued |= status == 100
+            self._connection.on_response_head(response, NOTHING)
+            return taken
+        self.response_started = True
+        if not response.keep_alive:
+            self.is_reusable = False
+        if length is None or response.until_close or length > len(data) - taken:
+            return taken + self._begin_body(response, data[taken:])
+        end = taken + length
+        self._connection.on_response_head(response, data[taken:end])
+        if self._upgraded is None:
+            self._complete()
+        return end
+
+    def _begin_body(self, response: ResponseHead, data: memoryview) -> int:
+        """A response goes on behind `data`, which came with its head; or it may."""
+        self._body = body = Body(response.body_length, until_close=response.until_close)
+        try:
+            taken, out = body.take(data)
+        except HeadError as error:
+            self._cut(f"the response of the local server is malformed: {error}")
+            return len(data)
+        self._connection.on_response_head(response, out)
+        if body.is_over:
+            self._complete()
         return taken
 
-    def _on_head(self, response: ResponseHead) -> None:
-        if response.is_interim:
-            self.continued |= response.status == 100
-            self._connection.on_response_head(response)
-            return
-        self.response_started = True
-        self.is_reusable = self.is_reusable and response.keep_alive
-        if response.status != 101 and (response.body_length != 0 or response.until_close):
-            self._body = Body(response.body_length, until_close=response.until_close)
-        self._connection.on_response_head(response)
-        if self._body is None and self._upgraded is None:
-            self._complete()
-
-    def _write_body(self, body: Body, data: memoryview) -> int:
+    def _write_body(self, data: memoryview) -> int:
+        body = self._body
+        assert body is not None
         try:
             taken, out = body.take(data)
         except HeadError as error:

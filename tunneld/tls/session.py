@@ -112,7 +112,7 @@ class TlsSession:
             raise as_os_error(error) from None
         return filled
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Encrypt `data` into the pending output. Raises OSError if the connection is broken."""
         if data:
             self._tls.write(data)

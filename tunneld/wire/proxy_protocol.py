@@ -100,6 +100,17 @@ def missing_v2(data: bytes) -> int:
     return max(0, size - len(data))
 
 
+def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Decode a header of either version, see `decode_v1`: their first bytes differ. IPv4-mapped addresses in it are
+    returned as IPv4.
+    """
+    found = decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
+    if found is None:
+        return None
+    header, size = found
+    return ProxyHeader(_unmap_address(header.source), _unmap_address(header.destination)), size
+
+
 def decode_v2(data: bytes) -> tuple[ProxyHeader, int] | None:
     """Decode the header at the start of `data`. Returns it with its length in bytes, or None if it is not complete.
 
@@ -163,6 +174,14 @@ def _port(text: str) -> int:
     if not _PORT.fullmatch(text) or int(text) > 65535:
         raise ValueError(text)
     return int(text)
+
+
+def _unmap_address(address: Address | None) -> Address | None:
+    if address is None:
+        return None
+    host = ipaddress.ip_address(address[0])
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return str(mapped or host), address[1]
 
 
 @lru_cache(maxsize=4096)  # visitors return; a miss costs 3 µs

@@ -11,6 +11,7 @@ from tunneld.engine.pump import Pump
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
 
+PEER = ("192.0.2.7", 50000)
 LIMITS = CarrierLimits(pause_at=64 * 1024)
 
 
@@ -35,7 +36,7 @@ async def test_a_peer_that_does_not_read_replies_is_not_read(engine: Pump) -> No
     far, near = tcp_pair(SO_SNDBUF=4096, SO_RCVBUF=4096)
     lost: list[str] = []
     receiver = AmplifyingReceiver()
-    receiver.transport = transport = SshTransport(engine, Connection(near), receiver, LIMITS, lost.append)
+    receiver.transport = transport = SshTransport(engine, Connection(near), PEER, receiver, LIMITS, lost.append)
     transport.start()
     peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
     with trio.fail_after(PATIENCE):
@@ -59,7 +60,9 @@ async def test_a_peer_that_does_not_read_replies_is_not_read(engine: Pump) -> No
 async def test_a_busy_receiver_is_not_fed(engine: Pump) -> None:
     far, near = tcp_pair()
     receiver = AmplifyingReceiver()
-    receiver.transport = transport = SshTransport(engine, Connection(near), receiver, LIMITS, lambda _reason: None)
+    receiver.transport = transport = SshTransport(
+        engine, Connection(near), PEER, receiver, LIMITS, lambda _reason: None
+    )
     transport.start()
     peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
     with trio.fail_after(PATIENCE):

@@ -109,7 +109,7 @@ class HostKind(Kind):
         far, near = tcp_pair()
         client = keep(stream(far))
         await client.send_all(said)
-        site.open_connection(near, near.getpeername(), NAME.name)
+        site.open_connection(near, near.getpeername(), None, NAME.name)
         return client
 
 

@@ -95,7 +95,7 @@ class SshConnection:
         self._log = log.bind(peer=format_peer(peer))
         self.connection = connection = context.path.new_connection(context.loop, context.options())
         self.transport = connection.transport = SshTransport(
-            context.pump, Connection(client_socket), connection, self._limits, connection.on_transport_lost
+            context.pump, Connection(client_socket), peer, connection, self._limits, connection.on_transport_lost
         )
         connection.bind(lambda: SshServer(context.ssh_authenticator, self, connection), self._on_lost)
 

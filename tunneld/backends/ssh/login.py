@@ -62,14 +62,16 @@ class SshAuthenticator:
         self._parsed_credentials: Sequence[Credential] = ()  # that `_keys` were parsed from
         self._keys: dict[tuple[str, ...], asyncssh.SSHAuthorizedKeys] = {}  # by the names of the credentials
 
-    def login_without_key(self, user: str, local_host: str) -> SshLogin | None:
+    def login_without_key(self, user: str, peer_host: str, local_host: str) -> SshLogin | None:
         """The login of a client that needs no public key: its user name is a tunnel's key, or the relay has no
-        credentials and `local_host`, the address that it connected to, is loopback. Otherwise None.
+        credentials and both the client and `local_host`, the address that it connected to, are loopback. Otherwise
+        None.
         """
         side = find_side(self._registry, user)
         if side is not None:
             return SshLogin(user, side)
-        return SshLogin(user) if self._authenticator.is_open and is_loopback(local_host) else None
+        is_local = is_loopback(peer_host) and is_loopback(local_host)  # the former is another's behind a proxy
+        return SshLogin(user) if self._authenticator.is_open and is_local else None
 
     def keys_for(self, host: str) -> asyncssh.SSHAuthorizedKeys | None:
         """The public keys that a client at the address `host` may use; None if there are none. Parsed once per set of

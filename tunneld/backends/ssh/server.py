@@ -51,7 +51,7 @@ class SshServer(asyncssh.SSHServer):
         self._user = self._events.user = username
         transport = self.connection.transport  # asyncssh forgets it when it closes, and may call this after that
         peer, local = (transport.get_extra_info(name)[0] for name in ("peername", "sockname"))
-        self._login = self._authenticator.login_without_key(username, local)
+        self._login = self._authenticator.login_without_key(username, peer, local)
         if self._login is not None:
             return False
         self.connection.set_authorized_keys(self._authenticator.keys_for(peer))

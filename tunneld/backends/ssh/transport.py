@@ -23,7 +23,8 @@ from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import CarrierLimits
 from tunneld.mux.send_buffer import SendBuffer
 from tunneld.mux.turns import CarrierTurns
-from tunneld.net.accept import local_address, peer_address
+from tunneld.net.accept import local_address
+from tunneld.net.endpoint import Peer
 
 log = structlog.get_logger("ssh")
 
@@ -73,12 +74,13 @@ class SshTransport(asyncio.Transport):
         self,
         pump: Pump,
         link: Connection,
+        peer: Peer,
         receiver: PacketReceiver,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],
     ) -> None:
-        """Own the socket, which `start` begins to serve. `on_lost` is called once, with a reason, when the socket has
-        been closed, also by `abort`.
+        """Own the socket, which `start` begins to serve. Behind a proxy, `peer` is not the peer of the socket.
+        `on_lost` is called once, with a reason, when the socket has been closed, also by `abort`.
         """
         super().__init__()
         self.pump = pump
@@ -90,7 +92,7 @@ class SshTransport(asyncio.Transport):
         self._fd = link.connection.fileno()
         self._receiver = receiver
         self._on_lost = on_lost
-        self._names = {"peername": peer_address(link.connection), "sockname": local_address(link.connection)}
+        self._names = {"peername": peer, "sockname": local_address(link.connection)}
         self._paused = self._over = self._until_eagain = False
         self._unauthenticated = True
         self._preauth_bytes = 0  # received before the login

@@ -133,14 +133,14 @@ class HostIngress:
         former = self._former
         if former is not None and not former._paused:
             former.examine(request, on_verdict)
-        elif (answer := self._answer_plain_http(request)) is not None or self._guard is None:
+        elif not (request.is_secure or self._plain_http == "allow") and (answer := self._answer_plain_http(request)):
             on_verdict(answer)
+        elif self._guard is None:
+            on_verdict(None)
         else:
             self._guard.examine(request, on_verdict)
 
     def _answer_plain_http(self, request: Request) -> bytes | None:
-        if request.is_secure or self._plain_http == "allow":
-            return None
         if self._plain_http == "refuse":
             return refused(request, 403)
         if not (self.keeps_tls or self._names.is_secure(self._name.name)):
@@ -155,9 +155,9 @@ class HostIngress:
         self._streams.append(stream)
         self._take(Visitor(stream, client, origin.reached, HostName(self._name.name)))
 
-    def open_connection(self, connection: socket.socket, peer: Peer, server_name: str) -> None:
+    def open_connection(self, connection: socket.socket, peer: Peer, reached: Peer | None, server_name: str) -> None:
         """See `Site.open_connection`."""
-        self._take(Visitor(connection, peer, host=HostName(server_name)))
+        self._take(Visitor(connection, peer, reached, HostName(server_name)))
 
     def _take(self, visitor: Visitor) -> None:
         """Pass a visitor to the tunnel, or to the one that it replaces while that one serves."""

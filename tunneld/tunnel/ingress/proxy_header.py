@@ -8,13 +8,12 @@ for the relay.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 import trio
 
 from tunneld.errors import RemoteProtocolError
-from tunneld.wire.proxy_protocol import MAX_V2, Address, ProxyHeader, decode_v1, decode_v2
+from tunneld.wire.proxy_protocol import MAX_V2, ProxyHeader, decode
 
 
 async def receive_header(connection: socket.socket) -> ProxyHeader:
@@ -39,17 +38,4 @@ async def receive_header(connection: socket.socket) -> ProxyHeader:
         else:
             header, size = found
             connection.recv(size - len(consumed))
-            return ProxyHeader(_unmap_address(header.source), _unmap_address(header.destination))
-
-
-def decode(data: bytes) -> tuple[ProxyHeader, int] | None:
-    """Decode a header of either version, see `decode_v1`. Their first bytes differ."""
-    return decode_v2(data) if data.startswith(b"\r") else decode_v1(data)
-
-
-def _unmap_address(address: Address | None) -> Address | None:
-    if address is None:
-        return None
-    host = ipaddress.ip_address(address[0])
-    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-    return str(mapped or host), address[1]
+            return header
