@@ -189,6 +189,7 @@ async def test_retirement_is_acknowledged(pair: NodePair) -> None:
     await pair.agent_owner.until(lambda: pair.agent.settled)
 
 
+@pytest.mark.limits(heartbeat=5.0)
 async def test_a_silent_peer_is_asked_and_given_up(pair: NodePair, autojump_clock: MockClock) -> None:
     passing = True
     await pair.connect(lambda _direction, _number, frame: [frame] if passing else [])
@@ -196,8 +197,8 @@ async def test_a_silent_peer_is_asked_and_given_up(pair: NodePair, autojump_cloc
     passing = False
     began = trio.current_time()
     await pair.relay_owner.until(lambda: bool(pair.relay_owner.detached))
-    assert 20 <= trio.current_time() - began <= 31
-    assert "no answer for 10 s (heartbeat)" in pair.relay_owner.detached + pair.agent_owner.detached
+    assert 10 <= trio.current_time() - began <= 16
+    assert "no answer for 5 s (heartbeat)" in pair.relay_owner.detached + pair.agent_owner.detached
 
 
 # Links that are tampered with
@@ -287,6 +288,8 @@ async def test_repeated_and_swapped_frames_do_no_harm(pair: NodePair) -> None:
             sent += bytes([number]) * 2000
             pair.relay.send_buffer.flush()
         near.finish()
+        pair.relay.send_buffer.flush()
+        pair.relay.ask()  # a short frame, after which no other is held back
         while not recorder.reasons:
             await trio.lowlevel.checkpoint()
         assert (recorder.data, recorder.reasons) == (sent, ["eof"])
