@@ -99,7 +99,7 @@ class RelayAccess:
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             where = parse_relay(self.where) if self.shares_port else uri
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
@@ -140,7 +140,7 @@ class RelayAccess:
 
     async def _dial_control(self, endpoint: Endpoint) -> socket.socket | TlsSocket:
         """Connect to the control port. Raises as `dial_carrier`."""
-        with self._connecting(endpoint):
+        with self.connecting(endpoint):
             connection = await dial(await resolve_relay(endpoint.host, endpoint.port))
             if endpoint.scheme == "tcp":
                 return connection
@@ -157,7 +157,7 @@ class RelayAccess:
         before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
         `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
@@ -170,7 +170,7 @@ class RelayAccess:
                 raise
 
     @contextmanager
-    def _connecting(self, uri: Endpoint) -> Iterator[None]:
+    def connecting(self, uri: Endpoint) -> Iterator[None]:
         """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
         `ShortageError` where this machine has no descriptor or port left.
         """

@@ -22,6 +22,7 @@ from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
+    from tunneld.tls.identity import Identity
 
 OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if option.group))
 """Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
@@ -78,7 +79,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
-    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"])
+    identity = _new_identity() if values["backend"] == "egtp" else None
+    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
         Target.parse(values["target"]),
         request,
@@ -109,6 +111,13 @@ def _private(
         if values[key]:
             raise UsageError(f"{here} has no public address; leave {spell(key)} out")
     return PrivateSettings(str(options["name"]), admit, Path(values["identity"]) if values["identity"] else None)
+
+
+def _new_identity() -> Identity:
+    """A key for one exposure; the relay is told its id when the tunnel is opened."""
+    from tunneld.tls.identity import Identity  # noqa: PLC0415  # for the few that need it
+
+    return Identity.create()
 
 
 def _name_of(host: str) -> str:

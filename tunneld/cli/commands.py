@@ -147,11 +147,11 @@ def _add_share(parser: Parser) -> None:
 
 
 def _add_ban(parser: Parser) -> None:
-    from tunneld.cli.access import parsed_by  # noqa: PLC0415 - as above
+    from tunneld.cli.access import parsed  # noqa: PLC0415 - as above
     from tunneld.policy.units import parse_duration  # noqa: PLC0415 - as above
 
     help_text = "how long: 30m, 7d or seconds, at most 30d (default: 1h)"
-    parser.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
+    parser.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:
