@@ -64,6 +64,7 @@ ABOUT_A_TUNNEL = {
     "watch {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "share {} 60": ("usage", "no-such-tunnel", "not-allowed", "usage", "not-allowed"),  # they have no host name
     "trim {} 0": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "kick {} 192.0.2.7": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "join {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "leave {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
@@ -80,6 +81,9 @@ ABOUT_ALL = {
     "settings": ("not-allowed", "ok", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "ok", "not-allowed"),
     "pardon 192.0.2.7": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "ban 192.0.2.7 60": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "unban 192.0.2.9": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # it is not banned
+    "bans": ("not-allowed", "ok", "ok", "not-allowed"),
     "certificates": ("not-allowed", "ok", "ok", "not-allowed"),
     "renew blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
     "tryCertificate blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),
@@ -308,3 +312,12 @@ async def test_tunnels_of_a_removed_credential_drain(relay: TwoTunnels) -> None:
     relay.daemon.service.drain_revoked({"bob"})
     await trio.testing.wait_all_tasks_blocked()
     assert [item["id"] for item in (await relay.request(ROOT, "list")).items] == ["t2", "t3"]
+
+
+async def test_a_tunnel_is_described_on_request_when_it_is_opened(relay: TwoTunnels) -> None:
+    reply = await relay.request(ALICE, "openTunnel tcp described")
+    (item,) = reply.items
+    shown = (await relay.request(ALICE, f"show {reply.text}")).items[0]
+    assert set(item) == {"id", "client"}
+    assert all(item[key] == shown[key] for key in item)
+    assert await relay.outcome(ALICE, "openTunnel tcp detailed") == "usage"

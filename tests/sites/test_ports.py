@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from collections import Counter
@@ -374,11 +375,17 @@ async def test_a_proxy_without_a_header_is_refused(ports: PortsBench) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_a_bug_costs_one_connection_and_not_its_place(ports: PortsBench, *, is_first: bool) -> None:
-    def fail(_connection: socket.socket, _peer: object) -> bool:
+@pytest.mark.parametrize("where", ["parse", "callback"])
+async def test_a_bug_costs_one_connection_and_not_its_place(
+    ports: PortsBench, monkeypatch: pytest.MonkeyPatch, where: str, *, is_first: bool
+) -> None:
+    def fail(*_arguments: object) -> bool:
         raise RuntimeError("a bug")
 
-    ports.ports._on_ssh = fail
+    if where == "parse":
+        monkeypatch.setattr("tunneld.sites.ports.read_first_bytes", fail)
+    else:
+        ports.ports._on_ssh = fail
     with capture_logs() as logs:
         far, near = tcp_pair()
         visitor = stream(far)
@@ -477,6 +484,7 @@ async def test_an_order_that_fails_ends_the_wait(ports: PortsBench, tmp_path: Pa
 
 
 async def test_a_client_that_leaves_does_not_wait(ports: PortsBench, tmp_path: Path) -> None:
+    ports.settings.certificate_wait = math.inf
     ordering(ports, tmp_path, "new.example")
     for _ in range(2):
         far = ports.connect()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
-from tunneld.cli.access import add_credential_options, parsed_by
+from tunneld.cli.access import add_credential_options, parsed
 from tunneld.cli.common import Parser
 from tunneld.policy.access import GRANT_LIMITS
 
@@ -21,6 +22,7 @@ Run = Callable[[argparse.Namespace], Awaitable[int]]
 
 ACTIONS = (
     ("add", "add a credential and print its new secret"),
+    ("set", "change the role, the limits or the SSH keys of a credential"),
     ("remove", "remove a credential"),
     ("list", "list the credentials, without their secrets"),
     ("rotate", "replace the secret of a credential and print the new one"),
@@ -28,10 +30,10 @@ ACTIONS = (
 
 
 def add_credential(parser: Parser) -> None:
-    """Add the commands `add`, `remove`, `list` and `rotate` with their options."""
+    """Add the commands `add`, `set`, `remove`, `list` and `rotate` with their options."""
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, what in ACTIONS:
-        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
         config_help = "configuration file to edit or list (default: the one that tunneld would read)"
         action.add_argument("--config", type=Path, metavar="FILE", help=config_help)
         if name == "list":
@@ -39,21 +41,25 @@ def add_credential(parser: Parser) -> None:
         else:
             action.add_argument("name", metavar="NAME", help="name of the credential")
             add_credential_options(action.add_argument_group("credential options, for reloading the relay"))
-        if name == "add":
-            _add_limits(action.add_argument_group("permissions and limits, see tunnel.toml(5)"))
+        if name in {"add", "set"}:
+            limits = action.add_argument_group("permissions and limits, see tunnel.toml(5)")
+            _add_limits(limits, "user" if name == "add" else None)
+        if name == "set":
+            unset = "remove this limit, such as max_tunnels; may be repeated"
+            limits.add_argument("--unset", metavar="KEY", action="append", default=[], choices=GRANT_LIMITS, help=unset)
         action.set_defaults(command=_command(name))
 
 
-def _add_limits(group: argparse._ArgumentGroup) -> None:
+def _add_limits(group: argparse._ArgumentGroup, role: str | None) -> None:
     add = group.add_argument
     add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
-    add("--role", choices=ROLES, default="user", help=ROLE)
+    add("--role", choices=ROLES, default=role, help=ROLE if role else ROLE.partition("; default")[0])
     for key, limit in GRANT_LIMITS.items():
         flag = f"--{key.replace('_', '-')}"
         if limit.is_list:
             add(flag, metavar=limit.takes, action="append", help=f"{limit.summary}; may be repeated")
         else:
-            add(flag, metavar=limit.takes, type=parsed_by(limit.read), help=limit.summary)
+            add(flag, metavar=limit.takes, type=partial(parsed, limit.read), help=limit.summary)
 
 
 def _command(name: str) -> Run:
@@ -62,6 +68,7 @@ def _command(name: str) -> Run:
 
         actions = {
             "add": credential.add,
+            "set": credential.change,
             "remove": credential.remove,
             "list": credential.list_credentials,
             "rotate": credential.rotate,
