@@ -56,7 +56,7 @@ class SlowRelay:
         port = self.parked.socket.getsockname()[1]
         match request.verb:
             case "opentunnel":
-                return Reply(f"tcp://127.0.0.1:{port}")
+                return Reply(f"tcp://127.0.0.1:{port}", items=[{"id": "t1", "client": "tcp://127.0.0.1:1"}])
             case "show":
                 return Reply(items=[{"id": "t1", "client": "tcp://127.0.0.1:1", "age": 0, "phase": "ready"}])
             case "trim":

@@ -85,7 +85,7 @@ class TunnelSession:
         `on_visitor` gets each visitor, `on_failure` a bug in a callback. Raises `RefusedError`,
         `RelayUnreachableError`, and as any call.
         """
-        tunnel = await open_tunnel(client, request.options, request.backend)
+        tunnel = await open_tunnel(client, request.open_options, request.backend)
         session = cls(tunnel, context.reporter)
         session.client = client
         events = SourceEvents(on_visitor, session._on_trouble, on_failure, session._on_shortage)
@@ -282,6 +282,11 @@ async def _new_source(
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
         return Carriers(engine, relay, server, events, nursery, keep_header=request.keep_header)
+    if server.scheme == "egtp":
+        from tunneld.agent.associations import Associations  # noqa: PLC0415  # on systems that have carriers
+
+        assert request.identity is not None
+        return Associations(engine, relay, server, request.identity, events, nursery, keep_header=request.keep_header)
     if server.key:
         return HandshakePool(engine, relay, server, request.limits, events, nursery, keep_header=request.keep_header)
     address = await resolve_relay(server.host, server.port)

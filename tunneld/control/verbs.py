@@ -83,11 +83,14 @@ class DaemonControl(Protocol):
 
 
 async def open_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """Open a tunnel; the text is its server URI."""
-    backend = request.args[0] if request.args else "tcp"
+    """Open a tunnel; the text is its server URI. With `described`, an item has its id and its client URI."""
+    backend, *flags = request.args or ("tcp",)
+    if flags not in ([], ["described"]):
+        raise UsageError(f"unrecognized argument {flags[0]!r}; usage: openTunnel [backend [described]] [key=value ...]")
     options = TunnelOptions.parse(request.options)
     tunnel = await daemon.service.open_tunnel(backend, options, caller)
-    return Reply(text=str(tunnel.server_uri))
+    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id}] if flags else []
+    return Reply(text=str(tunnel.server_uri), items=items)
 
 
 async def get_tunnel_address(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:

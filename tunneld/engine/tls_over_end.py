@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import ssl
 from collections.abc import Callable
+from typing import Final
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.session import TlsSession
 
-MAX_RECORD = 1 << 14
+MAX_RECORD: Final = 1 << 14
 """Plaintext bytes of one record (RFC 8446 §5.1): what OpenSSL may hold beside the bytes that it was just given."""
 
 
