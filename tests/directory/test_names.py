@@ -17,8 +17,8 @@ from tunneld.net.address import HostName
 from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.names import proof_text
 from tunneld.sites.names import RANDOM_LENGTH
-from tunneld.tunnel.tunnel import Phase
 from tunneld.sites.proofs import DomainProofs
+from tunneld.tunnel.tunnel import Phase
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
 BLOG = f"blog.{DOMAIN}"
@@ -71,7 +71,7 @@ async def test_https_is_advertised_for_a_name_with_a_certificate(relay: NamedRel
 
 
 async def test_a_certificate_is_wanted_where_tls_ends_at_the_relay(relay: NamedRelay) -> None:
-    """Not for a path of a name whose TLS is passed on, such as the one for the challenges of the server's own client."""
+    """Not for a path of a name whose TLS is passed on, such as that of challenges which the server itself answers."""
     wanted: list[str] = []
     relay.names.on_taken = lambda name, _owner: wanted.append(str(name))
     relay.names.on_freed = lambda name, _owner: wanted.remove(str(name))
