@@ -123,8 +123,8 @@ SENTENCES = {
     "unhealthy": "the local server is unhealthy: {reason}",
     "healthy": "the local server is healthy again",
     "certified": "the certificate for {host} is there; its key stays on this machine",
-    "uncertified": "{reason}; check that the name leads to the relay, and that its HTTPS port is reached as port 443; "
-    "it is tried again",
+    "uncertified": "{reason}; check that the name leads to the relay, and that its ports for host names are reached as "
+    "80 and 443; it is tried again",
     "ended": "failed permanently: {reason}",
     "reconnecting": "reconnecting in {delay:g} s: {reason}",
 }
