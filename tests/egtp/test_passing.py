@@ -76,7 +76,9 @@ class Relay:
         self.limits = PassingLimits(**limits)
         self.owners = {ALICE: "home", BOB: "office", A.node_id: "home", B.node_id: "office"}
         self.tokens = tokens
-        self.service = PassingService(RELAY, lambda: self.limits, self.owners.get, self.admit, lambda: self.now, onward)
+        self.service = PassingService(
+            {RELAY}, lambda: self.limits, self.owners.get, self.admit, lambda: self.now, onward
+        )
 
     def admit(self, credential: str) -> bool:
         assert credential in self.owners.values()
@@ -466,7 +468,7 @@ def test_two_relays_that_point_at_each_other_do_not_loop() -> None:
     admit: Callable[[str], bool] = lambda _: True  # noqa: E731
     for own, other in ((RELAY, OTHER_RELAY), (OTHER_RELAY, RELAY)):
         relays[own] = PassingService(
-            own, PassingLimits, {ALICE: "home"}.get, admit, lambda: 0.0, onward=Pointing(own, other)
+            {own}, PassingLimits, {ALICE: "home"}.get, admit, lambda: 0.0, onward=Pointing(own, other)
         )
     request = MojoRequest(PASS_THIS_ALONG, RELAY, b"N" * 20, PassAlong(UNKNOWN, b"x").encode())
     relays[RELAY].on_request(ALICE, request, None)

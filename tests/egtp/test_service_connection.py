@@ -45,7 +45,7 @@ class Relay:
         self.sessions_left = sessions
         self.owners = {A.node_id: "home", B.node_id: "office"}
         self.limits = PassingLimits()
-        self.service = PassingService(RELAY.node_id, lambda: self.limits, self.owners.get, lambda _: True, self.clock)
+        self.service = PassingService({RELAY.node_id}, lambda: self.limits, self.owners.get, lambda _: True, self.clock)
         self.sessions = MesgenSessions(RELAY, counted())
         self.guard = FreshnessGuard()
 

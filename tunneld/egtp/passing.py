@@ -28,7 +28,7 @@ nodes that fetch them, and this relay dials no address that a node names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -108,18 +108,18 @@ class _Delivery:
 
 
 class PassingService:
-    """Passes messages along for the nodes of a relay. See the top of this module."""
+    """Passes messages along for the nodes of a relay. See the top of this module. `own_ids` are those of the relay."""
 
     def __init__(
         self,
-        own_id: bytes,
+        own_ids: Collection[bytes],
         limits: Callable[[], PassingLimits],
         owner_of: Callable[[bytes], str | None],
         admit: Callable[[str], bool],
         now: Callable[[], float],
         onward: Onward | None = None,
     ) -> None:
-        self._own_id = own_id
+        self._own_ids = own_ids
         self._limits = limits
         self._owner_of = owner_of
         self._admit = admit
@@ -181,7 +181,7 @@ class PassingService:
             return failure(f"rate limit reached: credential '{owner}' passes too many messages along; try again later")
         if len(body.message) > largest:
             return failure(f"message of {len(body.message)} bytes is larger than {largest} bytes")
-        if body.recipient == self._own_id:
+        if body.recipient in self._own_ids:
             return failure("a relay passes no messages to itself")
         if body.recipient == sender:
             return failure("sender and recipient are the same node")
@@ -206,7 +206,7 @@ class PassingService:
             return failure(f"node {id_text(body.recipient)} is not served by this relay, which dials no nodes")
         if lower.relay_id == body.recipient:
             return failure("a message is not passed to its recipient by way of the recipient")
-        if lower.relay_id in (self._own_id, sender):
+        if lower.relay_id == sender or lower.relay_id in self._own_ids:
             return failure("the message would be passed in a circle")
         if sequence_of(strategy) <= body.sequence:
             return failure("no newer strategy for the recipient is known than that by which the message came")
