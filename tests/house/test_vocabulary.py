@@ -150,6 +150,7 @@ COVERED_BY = {
     "sites/handshakes.py": "sites/test_ports.py",
     "sites/peek.py": "sites/test_ports.py",
     "sites/port_places.py": "sites/test_ports.py",
+    "sites/http2_stream.py": "sites/test_http2.py",
     "sites/input.py": "sites/test_connection.py",
     "sites/site.py": "sites/test_connection.py",
     "sites/stream.py": "sites/test_connection.py",
