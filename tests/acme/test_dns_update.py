@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.name_server import SECRET, NameServer
+from tests.support.name_server import SECRET, NameServer, serving_names
 from tunneld.acme.dns_update import DnsUpdate
 from tunneld.errors import UsageError
 
 
 @pytest.fixture
 def server() -> Iterator[NameServer]:
-    server = NameServer()
-    server.thread.start()
-    yield server
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-        last.sendto(b"", ("127.0.0.1", server.port))
-    server.thread.join()
-    server.socket.close()
+    with serving_names() as server:
+        yield server
 
 
 def update_of(server: NameServer, folder: Path, secret: str = SECRET) -> tuple[DnsUpdate, list[float]]:

@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-import structlog
 import trio
 
 from tests.support.peers import PATIENCE
 from tests.support.programs import program, tunnel_command
 from tests.support.scripted_relays import GREETING, fake_relay
-from tunneld.cli import expose
+from tunneld import log
+from tunneld.cli.agent_log import print_line
 from tunneld.cli.board import Board, Writer
+from tunneld.cli.commands import VERBS
 from tunneld.cli.common import complain, printable_lines, run, say
 from tunneld.cli.tunnel import parser
-from tunneld.cli.verbs import VERBS
 from tunneld.errors import TunneldError
 
 EVIL = "\x1b]0;owned\x07 \x9b2J \x7f\r\b \u202egnp.exe\u2066 \u2028 \ue000 end"
@@ -33,6 +33,9 @@ ARGUMENTS = {
     "trim": ["t1", "1"],
     "release": ["80"],
     "pardon": ["192.0.2.1"],
+    "kick": ["t1", "192.0.2.1"],
+    "ban": ["192.0.2.1"],
+    "unban": ["192.0.2.1"],
     "share": ["blog", "--for", "2h"],
 }
 QUOTED = (
@@ -155,12 +158,12 @@ def test_lines_of_the_agent_are_escaped_and_status_lines_too() -> None:
 
 
 def test_the_log_of_an_agent_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    expose.prepare()
+    log.send_to(print_line)
     try:
-        structlog.get_logger("agent").warning(f"event {EVIL}", reason=EVIL.replace(" ", ""))
-        structlog.get_logger("agent").error("failed", exc_info=ValueError(EVIL))
+        log.Logger("agent").warning(f"event {EVIL}", reason=EVIL.replace(" ", ""))
+        log.Logger("agent").error("failed", exc_info=ValueError(EVIL))
     finally:
-        structlog.reset_defaults()
+        log.send_to(log.to_structlog)
     printed = capsys.readouterr().err
     assert "owned" in printed
     check(printed)

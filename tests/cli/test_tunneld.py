@@ -35,8 +35,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user without any configuration."""
-    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "LC_ALL"}}
+    """The environment of a user without any configuration. What root stores goes into a folder of the test, too."""
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "LC_ALL", "XDG_STATE_HOME"}}
     return kept | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
 

@@ -16,7 +16,6 @@ from tests.agent.test_expose import ask
 from tests.cli.test_tunnel import Reader, running, tunnel
 from tests.support.peers import connect, read_exactly
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.expose_file import RelayTable
 from tunneld.cli import up
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Endpoint
@@ -202,27 +201,27 @@ def test_the_relay_configuration_is_the_same_object_until_it_changes(tmp_path: P
     secret = tmp_path / "secret"
     secret.write_text("one secret")
     secret.chmod(0o600)
-    table = RelayTable(where="tls://h:1", credential="alice", secret_file=secret)
+    table = {"where": "tls://h:1", "credential": "alice", "secret_file": secret}
     first = up.relay_config(table, None)
-    assert up.relay_config(table.model_copy(), first) is first
+    assert up.relay_config(dict(table), first) is first
     secret.write_text("another secret")
     second = up.relay_config(table, first)
     assert second.access.credential == ("alice", "another secret")
-    third = up.relay_config(RelayTable(where="tls://i:1", credential="alice", secret_file=secret), second)
+    third = up.relay_config({"where": "tls://i:1", "credential": "alice", "secret_file": secret}, second)
     assert third.access.where == "tls://i:1"
 
 
 @pytest.mark.usefixtures("_nothing_set")
 def test_a_reload_does_not_prompt_for_a_secret() -> None:
-    table = RelayTable(where="127.0.0.1:1", credential="alice")
+    table = {"where": "127.0.0.1:1", "credential": "alice"}
     first = up.RelayConfig(RelayAccess("127.0.0.1:1", credential=("alice", "typed")), table, ())
     assert up.relay_config(table, first) is first
     with pytest.raises(UsageError, match="no secret for the credential 'bob'"):
-        up.relay_config(RelayTable(credential="bob"), first)
+        up.relay_config({"credential": "bob"}, first)
 
 
 @pytest.mark.usefixtures("_nothing_set")
 def test_relay_keys_that_are_not_set_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNNEL_RELAY", "relay.example.org:7010")
-    assert up.relay_config(RelayTable(), None).access.where == "relay.example.org:7010"
-    assert up.relay_config(RelayTable(where="h:1"), None).access.where == "h:1"
+    assert up.relay_config({}, None).access.where == "relay.example.org:7010"
+    assert up.relay_config({"where": "h:1"}, None).access.where == "h:1"

@@ -16,8 +16,9 @@ from pydantic_core import PydanticUndefined
 
 from tests.config import strategies
 from tunneld.config import Settings, dump, load
-from tunneld.config.file import MAX_CONFIG_BYTES, parse
+from tunneld.config.file import parse
 from tunneld.config.keys import keys, value
+from tunneld.config.toml_file import MAX_CONFIG_BYTES
 from tunneld.errors import ConfigError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.host_names import DOMAIN, NamedRelay, start_named_relay
+from tests.support.name_server import NameServer, serving_names
 from tunneld.engine.engine import Engine
 from tunneld.errors import LimitReachedError, NoSuchTunnelError, NotAllowedError, UsageError
 from tunneld.net.address import HostName
 from tunneld.policy.access import EVERYBODY, Grant, Role
+from tunneld.policy.names import proof_text
 from tunneld.sites.names import RANDOM_LENGTH
+from tunneld.sites.proofs import DomainProofs
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
 BLOG = f"blog.{DOMAIN}"
@@ -224,3 +228,76 @@ async def test_a_tunnel_is_found_by_its_names_and_its_public_address(relay: Name
             await relay.service.find(reference, EVERYBODY)
     with pytest.raises(NoSuchTunnelError):
         await relay.service.find(BLOG, BOB)
+
+
+# Names of domains of the user's own
+
+SHOP = "shop.example.com"
+RECORD = f"_tunneld.{SHOP}."
+
+
+@pytest.fixture
+def dns() -> Iterator[NameServer]:
+    with serving_names() as server:
+        yield server
+
+
+async def proving_relay(
+    nursery: trio.Nursery, engine: Engine, dns: NameServer, state: Path | None = None
+) -> NamedRelay:
+    resolver = f"127.0.0.1:{dns.port}"
+    return await start_named_relay(nursery, engine, state, custom_domains=True, resolver=resolver)
+
+
+async def test_a_custom_domain_is_for_the_credential_in_its_record(
+    nursery: trio.Nursery, engine: Engine, dns: NameServer
+) -> None:
+    relay = await proving_relay(nursery, engine, dns)
+    with pytest.raises(NotAllowedError) as refused:
+        await relay.open(ALICE, host=SHOP)
+    text = proof_text(DOMAIN, "alice")
+    assert str(refused.value) == (
+        f"credential 'alice' may not use the host name {SHOP} before its owner permits that: set the DNS record "
+        f'{RECORD} TXT "{text}" (the name has no such record) and try again'
+    )
+    for number, (grant, name) in enumerate(((ALICE, "a"), (BOB, "b"))):  # each name is looked up anew
+        host = f"{name}.example.com"
+        dns.records.add((f"_tunneld.{host}.", text))
+        if number == 0:
+            assert (await relay.open(grant, host=f"{host},blog")).addresses == (HostName(host), HostName(BLOG))
+        else:
+            with pytest.raises(NotAllowedError, match="has other TXT records only"):
+                await relay.open(grant, host=host)
+
+
+async def test_there_are_names_for_which_no_record_is_looked_up(
+    nursery: trio.Nursery, engine: Engine, dns: NameServer
+) -> None:
+    relay = await proving_relay(nursery, engine, dns)
+    listed = Grant("alice", names=("blog", "listed.example.com"))
+    await relay.open(ALICE, host="mine")
+    await relay.open(listed, host="listed.example.com")
+    for grant, host in ((listed, SHOP), (EVERYBODY, SHOP), (ALICE, DOMAIN), (ALICE, f"a.b.{DOMAIN}"), (ALICE, "www")):
+        with pytest.raises(NotAllowedError):
+            await relay.open(grant, host=host)
+    assert not dns.asked
+
+
+async def test_a_dns_server_that_fails_keeps_out_new_names_only(
+    nursery: trio.Nursery, engine: Engine, dns: NameServer, tmp_path: Path
+) -> None:
+    relay = await proving_relay(nursery, engine, dns, tmp_path)
+    relay.names.proofs = DomainProofs(lambda: relay.settings.names.model_copy(update={"custom_domains_cache": 1e-9}))
+    dns.records.add((RECORD, proof_text(DOMAIN, "alice")))
+    tunnel = await relay.open(ALICE, host=SHOP, name="shop")
+    await relay.service.close(tunnel.id, keep=True)
+    dns.refuses = True
+    again = await relay.open(ALICE, host=SHOP, name="shop")
+    assert again.addresses == (HostName(SHOP),)
+    with pytest.raises(LimitReachedError, match=r"could not look up _tunneld\.other\.example\.com: .*try again later"):
+        await relay.open(ALICE, host="other.example.com", name="other")
+    await relay.service.close(again.id, keep=True)
+    dns.refuses = False
+    dns.records.clear()
+    with pytest.raises(NotAllowedError, match="no such record"):
+        await relay.open(ALICE, host=SHOP, name="shop")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import trio
+from trio.testing import MockClock
 
-from tests.support.peers import connect, is_dropped
+from tests.support.peers import connect, is_dropped, read_exactly
 from tests.support.visitors import ME, open_tunnel, until_gone, until_served
-from tunneld.config.schema import TunnelSettings
+from tunneld.backends import BACKENDS
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory import local
 from tunneld.directory.live import LiveTunnels
+from tunneld.directory.running import METER_INTERVAL
 from tunneld.directory.service import TunnelService
+from tunneld.engine.engine import Engine
 from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
-from tunneld.policy.access import Grant, Role
+from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.options import TunnelOptions
 
 
@@ -131,3 +138,25 @@ class TestLimit:
             await open_tunnel(service)
         await service.close(first.id)
         await open_tunnel(service)
+
+
+async def test_the_used_quota_of_an_open_tunnel_is_stored(
+    nursery: trio.Nursery, engine: Engine, tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """A relay that is killed stores nothing at its end: its file is read as it is at that moment."""
+    settings = Settings(tunnels=TunnelSettings(ports="0"))
+    killed = TunnelService(lambda: settings, engine, BACKENDS, state=tmp_path / "state")
+    await nursery.start(killed.run)
+    tunnel = await open_tunnel(killed, name="blog", persist="yes", quota="1000")
+    server, visitor = await connect(tunnel.server_uri), await connect(tunnel.client_uri)
+    await visitor.send_all(bytes(600))
+    assert len(await read_exactly(server, 600)) == 600
+    mock_clock.jump(METER_INTERVAL)
+    while not [kept for kept in killed.reservations.kept(EVERYBODY) if kept.record.metered == 600]:
+        await trio.lowlevel.checkpoint()
+    await killed.reservations.saved()
+    shutil.copytree(tmp_path / "state", tmp_path / "left")
+    service = TunnelService(lambda: settings, engine, BACKENDS, state=tmp_path / "left")
+    await nursery.start(service.run)
+    again = await open_tunnel(service, name="blog", persist="yes", quota="1000")
+    assert again.spec.quota_left == 400

@@ -86,3 +86,19 @@ async def test_a_wildcard_has_no_link() -> None:
         tunnel = await opened(service, grant, host="*.t.example", auth="link")
         with pytest.raises(UsageError, match="stands for many"):
             await (await find_site(service, tunnel, grant)).share(60)
+
+
+async def test_a_label_is_that_of_the_callers_own_newest_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as service:
+        mine = await opened(service, ALICE, host="one", name="web", auth="link")
+        theirs = await opened(service, BOB, host="two", name="web", auth="link")
+        monkeypatch.setattr(service, "tunnels", lambda _grant: pytest.fail("looked through all tunnels"))
+        for grant, tunnel in ((ALICE, mine), (BOB, theirs), (ROOT, theirs)):
+            assert (await find_site(service, "web", grant)).tunnel.id == tunnel
+        await service.close(theirs)
+        while service.live.find(theirs) is not None:
+            await trio.lowlevel.checkpoint()
+        assert (await find_site(service, "web", ROOT)).tunnel.id == mine
+        with pytest.raises(NoSuchTunnelError):
+            await find_site(service, "web", BOB)
+        assert (await find_site(service, "one", ROOT)).tunnel.id == mine

@@ -1,4 +1,4 @@
-"""What shares the HTTPS port with visitors, also behind HAProxy: OpenSSH, plain HTTP, and agents.
+"""What shares the HTTPS port with visitors, also behind HAProxy: OpenSSH, plain HTTP, and agents; and first visitors.
 
 ssh -R (127.0.0.9) ──► HAProxy, send-proxy-v2 ──► names.https ──► the ssh port of the relay
 visitor (127.0.0.9) ──► HAProxy, send-proxy ──► names.http ──► the ssh client ──► a server that answers with what it got
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.authority import running_authority
 from tests.support.haproxy import haproxy
 from tests.support.named import ResponseReader
 from tests.support.peers import PATIENCE
@@ -36,13 +37,23 @@ proxy_protocol = {proxies}
 """
 
 
+ACME = """
+[acme]
+enabled = true
+agree = true
+directory = "{directory}"
+ca_file = "{ca_file}"
+wildcard = false
+"""
+
+
 @asynccontextmanager
 async def relay_with_names(
-    folder: Path, proxies: str = "[]", pki: Pki | None = None
+    folder: Path, proxies: str = "[]", pki: Pki | None = None, https: int = 0, words: str = ""
 ) -> AsyncIterator[tuple[Daemon, int, int]]:
     """A relay with host names and the ssh backend; yields it and its HTTP and HTTPS ports."""
-    http, https, port = await free_port(), await free_port(), await free_port()
-    words = CONFIG.format(http=http, https=https, ssh=port, proxies=proxies)
+    http, https, port = await free_port(), https or await free_port(), await free_port()
+    words = CONFIG.format(http=http, https=https, ssh=port, proxies=proxies) + words
     async with daemon(folder, pki=pki, words=words) as relay:
         yield relay, http, https
 
@@ -123,4 +134,24 @@ async def test_agents_behind_a_proxy_count_as_themselves(tmp_path: Path) -> None
                         continue
                     with pytest.raises(trio.BrokenResourceError) as failed:
                         await tls.do_handshake()
-                assert "NO_APPLICATION_PROTOCOL" in str(failed.value.__cause__)
+                assert "no application protocol" in str(failed.value.__cause__).lower().replace("_", " ")
+
+
+async def test_the_first_visitors_wait_for_the_certificate(tmp_path: Path, program_path: Find) -> None:
+    with running_authority(tmp_path / "authority") as authority:
+        roots = authority.issuing_roots()
+        words = ACME.format(directory=authority.directory, ca_file=authority.ca_file)
+        async with (
+            echoing() as local,
+            relay_with_names(tmp_path, https=authority.tls_port, words=words) as (relay, _, https),
+            program(openssh(program_path, tmp_path, https, "-N", "-R", f"blog:80:localhost:{local}")),
+        ):
+            await relay.wait_logged("tunnel opened")
+            assert not [line for line in relay.log if line["event"] == "certificate stored"]
+            with trio.fail_after(2 * PATIENCE):
+                async with await trio.open_tcp_stream("127.0.0.1", https) as stream:
+                    tls = trio.SSLStream(stream, roots, server_hostname="blog.t.example", https_compatible=True)
+                    await tls.send_all(b"GET /page HTTP/1.1\r\nHost: blog.t.example\r\n\r\n")
+                    response = await ResponseReader(tls).response()
+            assert response is not None
+            assert "X-Forwarded-Proto: https" in response.body.decode()

@@ -18,7 +18,9 @@ from websockets.sync.client import connect as websocket
 from tests.e2e.test_web import ASSETS, MIB, application, assets, curl, gathered, nginx
 from tests.support.named import DOMAIN, Named, ResponseReader, named
 from tests.support.peers import PATIENCE, read_exactly
+from tests.support.pki import Pki
 from tests.support.programs import program, run
+from tunneld.net.endpoint import Endpoint
 
 Find = Callable[[str], str]
 HOST = f"blog.{DOMAIN}"
@@ -82,6 +84,31 @@ async def test_every_kind_of_answer(tmp_path: Path, program_path: Find, words: l
         assert done.stderr.split() == [b"200", b"204", b"404", b"301", b"200"]
         assert (tmp_path / "got0").read_bytes() == contents[0]
         assert (tmp_path / "got1").read_bytes() == contents[1]
+
+
+async def test_a_client_that_prefers_http_2_gets_http_1(tmp_path: Path, program_path: Find) -> None:
+    """With TLS it asks for h2 by ALPN, without it for an upgrade to h2c; one that insists is refused with a status."""
+    contents, pki = assets(tmp_path), Pki.issue(tmp_path / "pki", HOST)
+    files = f'[[certificate]]\ncertificate = "{pki.folder}/relay.pem"\nkey = "{pki.folder}/relay.key"\n'
+    async with (
+        nginx(tmp_path, program_path) as port,
+        named(tmp_path, {}, words=f'https = "127.0.0.1:0"\n{files}') as site,
+        site.expose("blog", port, "--plain-http", "allow"),
+    ):
+        https = Endpoint.parse((await site.relay.wait_logged("names-https listens"))["uri"]).port
+        written = ["-o", f"{tmp_path}/got#1", "-w", "%{num_connects} %{http_version}\n"]
+        for scheme, number in (("http", site.port), ("https", https)):
+            secure = ["--cacert", f"{pki.folder}/ca.pem", "--resolve", f"{HOST}:{number}:127.0.0.1"]
+            address = f"{scheme}://{HOST}:{number}/asset[0-{ASSETS - 1}]"
+            command = curl(program_path, *secure, *written, "--http2", address)
+            assert (await run(command)).splitlines() == ["1 1.1"] + ["0 1.1"] * (ASSETS - 1)
+            assert gathered(tmp_path) == contents
+        visitor = await site.connect()
+        await visitor.send_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        response = await ResponseReader(visitor).response()
+        assert response is not None
+        assert response.status == 505
+        await visitor.aclose()
 
 
 @pytest.mark.parametrize("mebibytes", [50, pytest.param(1024, marks=pytest.mark.big)])

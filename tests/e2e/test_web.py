@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -45,11 +46,12 @@ async def nginx(folder: Path, find: Find, words: str = "", more: str = "") -> As
 
 
 @asynccontextmanager
-async def application() -> AsyncIterator[str]:
+async def application(label: str = "") -> AsyncIterator[str]:
     """Run `tests.support.page`, and yield its port."""
     port = await free_port()
     command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "--workers", "0"]
-    async with listening([*command, "--bind", f"127.0.0.1:{port}", "tests.support.page:app"], port):
+    environment = os.environ | {"LABEL": label}
+    async with listening([*command, "--bind", f"127.0.0.1:{port}", "tests.support.page:app"], port, env=environment):
         yield str(port)
 
 

@@ -21,7 +21,7 @@ from tunneld.cli import common
 from tunneld.cli.tunneld import parser
 from tunneld.config.keys import Key, keys
 from tunneld.config.problems import bounds
-from tunneld.config.values import literal
+from tunneld.config.wording import literal
 from tunneld.daemon.signals import SIGNALS
 from tunneld.errors import AwaitedConfigError, ConfigError, ListenError, LocalProtocolError, UsageError
 
@@ -60,6 +60,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.trusted_proxies": "array of networks",
     "names.proxy_protocol": "array of networks",
     "names.certificate_wait": "seconds, or 0",
+    "names.resolver": "address",
     "names.response_timeout": "seconds, or 0",
     "names.forward_auth": "array of URLs",
     "names.forward_auth_cache": "seconds, or 0",
@@ -256,7 +257,7 @@ def test_the_exit_statuses_are_those_of_the_program() -> None:
 
 
 def test_the_environment_is_what_the_program_reads() -> None:
-    files = [*SOURCE.glob("config/*.py"), *SOURCE.glob("daemon/**/*.py")]
+    files = [SOURCE / "log.py", *SOURCE.glob("config/*.py"), *SOURCE.glob("daemon/**/*.py")]
     read = {name for file in files for name in re.findall(r'environ\.get\("([A-Z_]+)"', file.read_text())}
     items = "".join(re.findall(r"^\.It Ev .*$", section("ENVIRONMENT"), re.MULTILINE))
     assert set(re.findall(r"[A-Z_]{2,}", items)) == read | {"HOME"}  # which pathlib reads

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from tunneld.agent.config import OPTION_KEYS
-from tunneld.agent.expose_file import ExposureTable
+from tunneld.agent.keys import KEYS
 from tunneld.cli.tunnel import parser
 from tunneld.config.credentials import Credential
 from tunneld.policy.access import GRANT_LIMITS, Grant
@@ -25,7 +25,7 @@ def test_every_limit_of_a_grant_has_a_row_and_is_a_key_of_a_credential() -> None
 
 @pytest.mark.parametrize("key", [key for key, option in OPTIONS.items() if option.group])
 def test_an_option_of_the_agent_is_a_flag_a_key_of_expose_toml_and_is_passed_on(key: str) -> None:
-    assert key in ExposureTable.model_fields
+    assert key in KEYS
     assert key in OPTION_KEYS
     values: dict[str, list[str]] = {
         "share": [],

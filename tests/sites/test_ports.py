@@ -47,6 +47,10 @@ class Settings:
     max_connections_per_source: int = 100
     domain: str = "t.example"
     max_names: int = 100
+    custom_domains: bool = False
+    custom_domains_cache: float = 300.0
+    resolver_address: tuple[str, int] | None = None
+    resolver_timeout: float = 5.0
 
 
 @dataclass

@@ -1,9 +1,11 @@
-"""A name server for dynamic updates (RFC 2136) that verifies their signatures."""
+"""A name server for TXT records, and for dynamic updates of them (RFC 2136), whose signatures it verifies."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tests.support.system import lacking
@@ -14,6 +16,7 @@ try:
     import dns.name
     import dns.opcode
     import dns.rcode
+    import dns.rdatatype
     import dns.rrset
     import dns.tsigkeyring
 except ImportError:
@@ -30,6 +33,8 @@ class NameServer:
     def __init__(self) -> None:
         self.records: set[tuple[str, str]] = set()
         self.refuses = False
+        self.is_silent = False
+        self.asked: list[str] = []
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         self.thread = threading.Thread(target=self._serve)
@@ -50,14 +55,13 @@ class NameServer:
                 answer.set_rcode(dns.rcode.NOTAUTH)
             else:
                 answer = self._answer(message)
-            self.socket.sendto(answer.to_wire(), peer)
+            if not self.is_silent:
+                self.socket.sendto(answer.to_wire(), peer)
 
     def _answer(self, message: dns.message.Message) -> dns.message.Message:
         answer = dns.message.make_response(message)
         if message.opcode() != dns.opcode.UPDATE:
-            if message.question[0].name == ZONE:
-                text = "ns.example.org. root.example.org. 1 2 3 4 5"
-                answer.answer.append(dns.rrset.from_text(ZONE, 60, "IN", "SOA", text))
+            self._answer_query(message, answer)
         elif self.refuses:
             answer.set_rcode(dns.rcode.REFUSED)
         else:
@@ -67,3 +71,32 @@ class NameServer:
                     record = (str(rrset.name), each.to_text().strip('"'))
                     (self.records.discard if rrset.deleting else self.records.add)(record)
         return answer
+
+    def _answer_query(self, message: dns.message.Message, answer: dns.message.Message) -> None:
+        name, kind = message.question[0].name, message.question[0].rdtype
+        if kind == dns.rdatatype.TXT:
+            self.asked.append(str(name))
+            texts = [f'"{text}"' for owner, text in sorted(self.records) if owner == str(name)]
+            if self.refuses:
+                answer.set_rcode(dns.rcode.SERVFAIL)
+            elif texts:
+                answer.answer.append(dns.rrset.from_text(name, 60, "IN", "TXT", *texts))
+            else:
+                answer.set_rcode(dns.rcode.NXDOMAIN)
+        elif name == ZONE:
+            text = "ns.example.org. root.example.org. 1 2 3 4 5"
+            answer.answer.append(dns.rrset.from_text(ZONE, 60, "IN", "SOA", text))
+
+
+@contextmanager
+def serving_names() -> Iterator[NameServer]:
+    """Run one."""
+    server = NameServer()
+    server.thread.start()
+    try:
+        yield server
+    finally:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", ("127.0.0.1", server.port))
+        server.thread.join()
+        server.socket.close()

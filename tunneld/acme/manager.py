@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
 import trio
 
 from tunneld.acme import report
@@ -32,12 +31,13 @@ from tunneld.acme.schedule import OrderLimits
 from tunneld.acme.state import MAX_FAILURES, Issued, account_folder
 from tunneld.config.certificates import AcmeSettings
 from tunneld.errors import CertificateError, TunneldError, UsageError
+from tunneld.log import Logger
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.lines import Item
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("acme")
+log = Logger("acme")
 
 Clock = Callable[[], float]
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from tunneld.agent.defaults import DRAIN_WITHIN, LINGER
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.shutdown import DRAIN_WITHIN
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
@@ -40,7 +40,7 @@ class ExposureConfig:
     request: TunnelRequest = field(default_factory=TunnelRequest)
     check: Check | None = None
     scheme: str = "tcp"
-    linger: float = 60.0
+    linger: float = LINGER
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
     proxy_header: bool = False  # with `https`: a PROXY header in front of the decrypted bytes
@@ -136,29 +136,47 @@ def _health_check(values: Mapping[str, Any]) -> Check | None:
     )
 
 
-UNIQUE_KEYS = ("name", "client_port")
-"""Options with which two tunnels of one owner exclude each other."""
+UNIQUE_KEYS = ("host", "name", "client_port")
+"""Options with which two tunnels of one owner exclude each other. A host is the name, too, where none is given."""
 
 
 def conflict(configs: Mapping[str, ExposureConfig]) -> str:
     """A sentence about two exposures that cannot both be open at one relay; empty if there are none.
 
-    The second one would replace the first, or take its port, and the first would come back: in turn, for ever.
+    The second one would replace the first, or take its port, and the first would come back: in turn, for ever. A host
+    name, it would not get at all.
     """
     taken: dict[tuple[str, object], str] = {}
     for exposure, config in configs.items():
         for key in UNIQUE_KEYS:
-            value = config.request.options.get(key)
-            other = taken.setdefault((key, value), exposure)
-            if value is not None and other != exposure and not _share_tunnel(configs[other], config):
-                hint = ", or set share = true in both" if key == "name" else ""
-                return f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+            for value in _unique_values(key, config.request.options.get(key)):
+                other = taken.setdefault((key, value), exposure)
+                if other != exposure and not _share_tunnel(configs[other], config):
+                    hint = ", or set share = true in both" if key == "name" else ""
+                    return (
+                        f"expose.{other} and expose.{exposure} have the same {key}, {value}: change one of them{hint}"
+                    )
     return ""
+
+
+def _unique_values(key: str, value: object) -> list[object]:
+    """What no other tunnel may have. Names of one domain are equal in any spelling; whether a label and a full name are
+    the same, only the relay knows.
+    """
+    if value is None or key != "host":
+        return [value] if value is not None else []
+    texts = [text.strip() for text in str(value).split(",")]
+    return [_normal_host(text) for text in texts if text and text != ANY_HOST]
+
+
+def _normal_host(text: str) -> str:
+    host, slash, path = text.partition("/")
+    return host.lower().removesuffix(".") + (slash + path).rstrip("/")
 
 
 def _share_tunnel(one: ExposureConfig, other: ExposureConfig) -> bool:
     options, others = one.request.options, other.request.options
-    return bool(options.get("share") and others.get("share")) and options["name"] == others["name"]
+    return bool(options.get("share") and others.get("share")) and options.get("name") == others.get("name")
 
 
 @dataclass(frozen=True, slots=True)

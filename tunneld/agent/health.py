@@ -24,22 +24,10 @@ from typing import Literal
 
 import trio
 
+from tunneld.agent.defaults import CHECK_INTERVAL, CHECK_PATH, CHECK_TIMEOUT, HEALTHY_AFTER, UNHEALTHY_AFTER
 from tunneld.agent.events import Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.errors import reason_of
-
-INTERVAL = 10.0
-"""Seconds between two checks: with three failures it takes half a minute to notice, as with common load balancers."""
-TIMEOUT = 5.0
-"""Seconds for an answer: a healthy server on the same machine takes milliseconds, a swapping one takes seconds."""
-UNHEALTHY_AFTER = 3
-"""Failures in a row: one may be a restart."""
-HEALTHY_AFTER = 2
-"""Successes in a row: one may be luck."""
-MAX_CHECKS = 100
-"""The maximum of both counts: minutes, at the shortest useful interval."""
-PATH = "/"
-"""The path of the HTTP request."""
 
 CheckKind = Literal["tcp", "http"]
 
@@ -59,9 +47,9 @@ class Check:
     """
 
     kind: CheckKind
-    path: str = PATH
-    interval: float = INTERVAL
-    timeout: float = TIMEOUT
+    path: str = CHECK_PATH
+    interval: float = CHECK_INTERVAL
+    timeout: float = CHECK_TIMEOUT
     unhealthy_after: int = UNHEALTHY_AFTER
     healthy_after: int = HEALTHY_AFTER
     policy: UnhealthyPolicy = UnhealthyPolicy.ANSWER

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import trio
 
+from tunneld.agent.defaults import CHECK_TIMEOUT
 from tunneld.agent.events import Reporter
-from tunneld.agent.health import TIMEOUT, request_status
+from tunneld.agent.health import request_status
 from tunneld.agent.local import LocalServer
 
 REFUSALS = frozenset({400, 403, 404, 421})
@@ -18,7 +19,7 @@ REFUSALS = frozenset({400, 403, 404, 421})
 
 async def report_refused_host(local: LocalServer, public: str, expected: str, reporter: Reporter) -> None:
     """Report if requests for the host `public` are refused, and requests for `expected` are not."""
-    with trio.move_on_after(TIMEOUT):
+    with trio.move_on_after(CHECK_TIMEOUT):
         status = await _status(local, public)
         if status in REFUSALS and await _status(local, expected) not in {None, *REFUSALS}:
             reason = (

@@ -29,6 +29,7 @@ from typing import Protocol
 
 import trio
 
+from tunneld.agent.defaults import MAX_POOL, MIN_POOL, PARKED_KEEPALIVE, PARKED_MAX_AGE
 from tunneld.agent.source import SocketVisitor, SourceEvents, VisitorConnection
 from tunneld.engine.engine import Engine, Registration
 from tunneld.errors import DIAL_SHORTAGES, RemoteProtocolError, reason_of
@@ -45,25 +46,14 @@ WINDOWS_HELD = 2
 """Windows of arrivals that the pool holds: one is being replaced while the other is used."""
 
 
-PARKED_KEEPALIVE = 15.0
-"""Seconds of silence before a probe. NATs and firewalls forget a silent connection after 2 minutes or more, so a probe
-keeps it known. Of one that is forgotten all the same the agent learns after 27 seconds, while visitors still wait for
-another one: `tunnels.pairing_timeout` is 30.
-"""
-PARKED_MAX_AGE = 600.0
-"""Seconds after which a parked connection is replaced: some firewalls forget a connection at a certain age, whatever
-crosses it. A quarter of an hour is the shortest in use.
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
     """The minimum and maximum size of a pool, in connections; 1 <= minimum <= maximum. And for how long a connection is
     silent before the relay is probed, and its age at which it is replaced, both in seconds.
     """
 
-    minimum: int = 8
-    maximum: int = 200
+    minimum: int = MIN_POOL
+    maximum: int = MAX_POOL
     keepalive: float = PARKED_KEEPALIVE
     max_age: float = PARKED_MAX_AGE
 

@@ -21,8 +21,6 @@ from tunneld.errors import TunneldError
 
 CLOSE_WITHIN = 3.0
 """Seconds to tell the relay that no more visitors are wanted; the user has pressed Ctrl-C and waits."""
-DRAIN_WITHIN = 30.0
-"""Seconds for visitors to finish, by default: the same as the relay gives them when it is told to drain."""
 FINISH_WITHIN = 5.0
 """Seconds more for the last bytes of finished visitors to reach the relay."""
 

@@ -22,6 +22,7 @@ from tunneld.cli.common import Parser, complain, on_interrupt
 from tunneld.cli.tables import Form
 from tunneld.errors import UsageError, reason_of
 from tunneld.net.endpoint import CONTROL_PORT
+from tunneld.policy.units import parse_positive_seconds
 
 if TYPE_CHECKING:
     import ssl
@@ -146,7 +147,7 @@ def add_relay_options(parser: Parser) -> None:
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=positive_seconds,
+        type=parsed_by(parse_positive_seconds),
         default=DEFAULT_TIMEOUT,
         help="time limit for each answer of the relay (default: %(default)g)",
     )
@@ -180,43 +181,16 @@ def form(options: argparse.Namespace) -> Form:
 
 
 def parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Make the `type` of an argument from a parser of policy.options; what it raises becomes the message."""
-
-    def read(text: str) -> T:
-        try:
-            return parse(text)
-        except (UsageError, ValueError) as error:
-            reason = str(error)
-            raise argparse.ArgumentTypeError(reason if repr(text) in reason else f"{reason}: {text!r}") from None
-
-    return read
+    """Make the `type` of an argument from a parser of values; what it raises becomes the message."""
+    return partial(_parsed, parse)
 
 
-def checked_by(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """The same for a value that is only checked: it stays as it was typed."""
-    check = parsed_by(parse)
-
-    def read(text: str) -> str:
-        check(text)
-        return text
-
-    return read
-
-
-def positive_seconds(text: str) -> float:
-    """Parse a positive number of seconds. Raises `argparse.ArgumentTypeError`."""
+def _parsed(parse: Callable[[str], T], text: str) -> T:
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 365 * 24 * 3600:
-        raise argparse.ArgumentTypeError(f"not a number of seconds above 0 and up to one year: {text!r}")
-    return value
-
-
-def seconds_or_zero(text: str) -> float:
-    """Parse a number of seconds that may be 0. Raises `argparse.ArgumentTypeError`."""
-    return 0.0 if text in {"0", "0.0"} else positive_seconds(text)
+        return parse(text)
+    except (UsageError, ValueError) as error:
+        reason = str(error)
+        raise argparse.ArgumentTypeError(reason if repr(text) in reason else f"{reason}: {text!r}") from None
 
 
 def _add_verification(group: argparse._ArgumentGroup) -> None:

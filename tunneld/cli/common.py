@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunneld import __version__
 from tunneld.errors import ConfigError, RefusedError, TunneldError, reason_of
+from tunneld.log import PRIORITIES, is_journal
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -50,10 +51,34 @@ class OutputGoneError(OutputError):
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` without abbreviated options and with exit status 64 for usage errors."""
+    """`argparse` without abbreviated options and with exit status 64 for usage errors.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    The parser of a command may get its options only when they are needed, from `fill`: the options of twenty commands
+    take most of the time in which `tunnel` starts.
+    """
+
+    def __init__(self, *args: Any, fill: Callable[[Parser], None] | None = None, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | options)
+        self._fill = fill
+
+    def fill(self) -> None:
+        """Add the options of this command, if that was put off."""
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            fill(self)
+
+    def fill_all(self) -> None:
+        """Do the same for all commands below this one."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    command.fill()
+                    command.fill_all()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse`."""
+        self.fill()
+        return super().parse_known_args(args, namespace)
 
     def add_common_options(self) -> None:
         """Add `--version` and `--print-completion`. They belong to the command, not to its subcommands."""
@@ -93,6 +118,8 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, option: str | None = None) -> NoReturn:
         import shtab  # noqa: PLC0415 - 60 ms that only this option needs
 
+        assert isinstance(parser, Parser)
+        parser.fill_all()
         for action in _actions(parser):
             if action.metavar == "FILE":
                 vars(action)["complete"] = shtab.FILE
@@ -200,8 +227,6 @@ def _report(program: str, error: BaseException) -> int:
 
 def _as_error(text: str) -> str:
     """Mark each line with the priority of an error if standard error is the journal, for `journalctl -p err`."""
-    from tunneld.daemon.log.lines import PRIORITIES, is_journal  # noqa: PLC0415 - 30 ms that only an error needs
-
     if not is_journal(sys.stderr):
         return text
     return "".join(f"<{PRIORITIES['error']}>{line}" for line in text.splitlines(keepends=True))

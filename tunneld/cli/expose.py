@@ -21,24 +21,23 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
-import structlog
 import trio
 
+from tunneld import log
 from tunneld.agent.config import plan_of
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
 from tunneld.cli.access import access, as_option
+from tunneld.cli.agent_log import print_line
 from tunneld.cli.board import Board, Writer
-from tunneld.cli.common import complain
 from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.net.sockets import raise_descriptor_limit
 
 STDOUT, STDERR = 1, 2
-WARNING = 30  # of `logging`; users of the agent need no lower levels of the engine
 
 
 STOPPED_BY_SIGNAL = "told to stop"
@@ -74,21 +73,6 @@ async def run(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-class _AgentLog:
-    """Prints log lines, which may contain text from a peer, on standard error."""
-
-    def __init__(self, name: str = "") -> None:
-        """Structlog passes the name of the logger."""
-        self._name = name
-
-    def warning(self, text: str) -> None:
-        """Print a line, unless it is about something that is also reported as an event."""
-        if self._name != "acme":
-            complain(text)
-
-    error = critical = staticmethod(complain)
-
-
 async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:
     """Open standard output and standard error for the length of `stack`, with the status lines on the latter.
 
@@ -107,15 +91,7 @@ async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tup
 
 def prepare() -> None:
     """Set up logging, the descriptor limit and the garbage collector of a process that serves visitors."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(WARNING),
-        logger_factory=_AgentLog,
-    )
+    log.send_to(print_line)
     raise_descriptor_limit()
     gc.freeze()  # scanning the modules for garbage would stop all relays for some milliseconds
 

@@ -35,7 +35,8 @@ from tunneld.cli.common import complain, say
 from tunneld.config import load, make_verifier
 from tunneld.config.places import default_config
 from tunneld.config.ssh_keys import read_public_key
-from tunneld.config.values import literal, parse_port_range
+from tunneld.config.values import parse_port_range
+from tunneld.config.wording import literal
 from tunneld.errors import ConfigError, UsageError, reason_of
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host

@@ -20,12 +20,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig, conflict
-from tunneld.agent.expose_file import ExposeFile, RelayTable, load_plans
+from tunneld.agent.expose_file import ExposeFile, load_plans
 from tunneld.agent.exposures import Exposures, ExposureSpec
 from tunneld.agent.network import NetworkMonitor
 from tunneld.cli.access import access, add_relay_options, from_terminal
@@ -34,7 +35,6 @@ from tunneld.cli.common import Parser, say, status_of
 from tunneld.cli.expose import STOPPED_BY_SIGNAL, make_reporter, open_output, prepare
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
-from tunneld.tls.pins import parse_pins
 
 FILE = "expose.toml"
 CONTROLLING_TERMINAL = "/dev/tty"
@@ -46,7 +46,7 @@ class RelayConfig:
     """Access to the relay as of the last reading of the file, and the inputs it was made from."""
 
     access: RelayAccess
-    table: RelayTable
+    table: Mapping[str, Any]
     tls_files: tuple[bytes, ...]  # contents of the certificate and key files
 
 
@@ -120,7 +120,7 @@ def select_exposures(
     return {name: config for name, config in configs.items() if not names or name in names}
 
 
-def relay_config(table: RelayTable, previous: RelayConfig | None) -> RelayConfig:
+def relay_config(table: Mapping[str, Any], previous: RelayConfig | None) -> RelayConfig:
     """Make the access to the relay. Returns `previous` itself if nothing has changed, so that exposures compare equal.
 
     Raises `ConfigError`, `UsageError`. The user is asked for a secret only if there is no previous access.
@@ -128,10 +128,7 @@ def relay_config(table: RelayTable, previous: RelayConfig | None) -> RelayConfig
     parser = Parser()
     add_relay_options(parser)
     options = parser.parse_args([])  # only the environment
-    given = table.model_dump(exclude_none=True)
-    given["relay"] = given.pop("where", options.relay)
-    if table.pin is not None:
-        given["pin"] = parse_pins(table.pin)
+    given = {"relay" if key == "where" else key: value for key, value in table.items()}
     vars(options).update({key: str(value) if isinstance(value, Path) else value for key, value in given.items()})
     ask = from_terminal if previous is None else partial(_previous_secret, previous.access)
     made = access(options, "relay.{}".format, ask)

@@ -1,18 +1,21 @@
-"""The control verbs as commands of `tunnel`: one function each, from the parsed options to text on standard output."""
+"""The control verbs as commands of `tunnel`: one function each, from the parsed options to text on standard output.
+
+Their names, arguments and options are in commands.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tunneld.cli.access import access, form
 from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
+    BANS,
     CHANGES,
     PENALTIES,
     RESERVATIONS,
@@ -41,7 +44,6 @@ from tunneld.policy.units import count
 if TYPE_CHECKING:
     from tunneld.client import Client
 
-REFERENCE = ("ref", "REF", "id, URI, port or host name of the tunnel, as shown by `tunnel list`")
 DRAINED = "drained"
 """The reason of the `closed` event when the last visitor of a draining tunnel has left."""
 TUNNEL_GONE_CODES = frozenset({NoSuchTunnelError.code, EndedError.code, ExpiredError.code})
@@ -51,18 +53,6 @@ RESTART_STEP_TIMEOUT = 40.0
 to check its configuration (`CHECK_TIMEOUT` in daemon/ending.py), and the start itself may take as long.
 """
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A command of `tunnel`: its verb in the control protocol, its arguments, and the function that runs it."""
-
-    name: str
-    wire: str  # the verb of tunneld-control(7)
-    summary: str
-    run: Run
-    arguments: Sequence[tuple[str, str, str]] = ()  # name, metavar, help
-    nargs: str | None = None  # of the last argument
 
 
 async def open_tunnel(client: Client, options: argparse.Namespace, shape: Form) -> str:
@@ -190,6 +180,28 @@ async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
+async def kick(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("kick", options.ref, options.visitor)).text, shape)
+
+
+async def ban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    seconds = () if options.seconds is None else (f"{options.seconds:g}",)
+    return text((await client.call("ban", options.network, *seconds)).text, shape)
+
+
+async def unban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("unban", options.network)).text, shape)
+
+
+async def bans(client: Client, _options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of bans."""
+    records = (await client.call("bans")).items
+    return "no bans\n" if shape is Form.PEOPLE and not records else table(records, BANS, shape)
+
+
 async def share(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the link, or the answer of the relay."""
     word = "revoke" if options.revoke else str(options.seconds)
@@ -212,96 +224,39 @@ async def watch(client: Client, options: argparse.Namespace, shape: Form) -> str
     return ""
 
 
-VERBS = (
-    Verb(
-        "open",
-        "openTunnel",
-        "open a tunnel and print its server URI, to which the local server or its agent connects",
-        open_tunnel,
-        [("words", "backend | key=value", "the backend (default: tcp) and tunnel options, see tunneld-control(7)")],
-        nargs="*",
-    ),
-    Verb(
-        "address",
-        "getTunnelAddress",
-        "print the public address (client URI) that belongs to a server URI",
-        address,
-        [("uri", "URI", "the server URI")],
-    ),
-    Verb("list", "list", "list all open tunnels", list_tunnels),
-    Verb("show", "show", "show one tunnel and its visitors", show, [REFERENCE]),
-    Verb("close", "close", "close a tunnel now and cut its connections", close, [REFERENCE]),
-    Verb(
-        "drain",
-        "drain",
-        "accept no new visitors, and close a tunnel when its last visitor has left",
-        drain,
-        [REFERENCE],
-    ),
-    Verb(
-        "trim",
-        "trim",
-        "close idle server connections of a tunnel until COUNT are left",
-        trim,
-        [REFERENCE, ("count", "COUNT", "number of connections to keep")],
-    ),
-    Verb(
-        "reservations",
-        "reservations",
-        "list the addresses that are reserved for tunnels with a name",
-        reservations,
-        [("which", "ADDRESS|NAME", "show only the reservation of this port, host name or tunnel name")],
-        nargs="?",
-    ),
-    Verb(
-        "release",
-        "release",
-        "drop the reservation of a tunnel that is not open",
-        release,
-        [("which", "ADDRESS|NAME", "port, host name or tunnel name of the reservation")],
-    ),
-    Verb(
-        "share",
-        "share",
-        "print a link that lets visitors into a host name with a password, until it expires",
-        share,
-        [("name", "NAME", "label or host name of the tunnel, or id, URI or port, as shown by `tunnel list`")],
-    ),
-    Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", watch, [REFERENCE], nargs="?"),
-    Verb("status", "status", "print facts about the daemon", status),
-    Verb(
-        "settings",
-        "settings",
-        "print the configuration in force",
-        settings,
-        [("key_path", "KEY", "print only keys that begin with KEY, such as control.max")],
-        nargs="?",
-    ),
-    Verb(
-        "penalties",
-        "penalties",
-        "list the addresses, and the names at an address, that are blocked after failed logins",
-        penalties,
-    ),
-    Verb(
-        "pardon",
-        "pardon",
-        "unblock an address: forget the failed logins from it",
-        pardon,
-        [("address", "ADDRESS", "the address, as shown by `tunnel penalties`")],
-    ),
-    Verb("reload", "reload", "make the daemon read its configuration file again", reload),
-    Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections", restart),
-    Verb("shutdown", "shutdown", "stop the daemon", shut_down),
-)
+RUN: Mapping[str, Run] = {
+    "open": open_tunnel,
+    "address": address,
+    "list": list_tunnels,
+    "show": show,
+    "close": close,
+    "drain": drain,
+    "trim": trim,
+    "reservations": reservations,
+    "release": release,
+    "share": share,
+    "kick": kick,
+    "watch": watch,
+    "status": status,
+    "settings": settings,
+    "penalties": penalties,
+    "pardon": pardon,
+    "ban": ban,
+    "unban": unban,
+    "bans": bans,
+    "reload": reload,
+    "restart": restart,
+    "shutdown": shut_down,
+}
+"""The function of each verb in `VERBS`, by its name."""
 
 
-async def carry_out(verb: Verb, options: argparse.Namespace) -> int:
-    """Send the request to the relay and print the answer. Returns 0, or raises."""
+async def carry_out(name: str, options: argparse.Namespace) -> int:
+    """Carry out the verb of this name: send the request to the relay and print the answer. Returns 0, or raises."""
     relay = access(options)
     with on_interrupt(signal.SIG_DFL):
         async with relay.connect() as client:
-            shown = await verb.run(client, options, form(options))
+            shown = await RUN[name](client, options, form(options))
         say(shown, end="")
     return 0
 

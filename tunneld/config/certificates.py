@@ -21,8 +21,8 @@ from tunneld.config.values import (
     Table,
     ValidatedBool,
     VisitorRate,
-    literal,
 )
+from tunneld.config.wording import literal
 from tunneld.errors import ConfigError, UsageError
 from tunneld.net.endpoint import parse_host
 from tunneld.policy.rates import Rate

@@ -37,9 +37,9 @@ from tunneld.config.values import (
     Loading,
     NetworkText,
     Table,
-    literal,
     parse_port_range,
 )
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError, reason_of
 from tunneld.net.endpoint import parse_network
 from tunneld.policy.access import GRANT_LIMITS, Grant, Role

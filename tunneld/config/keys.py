@@ -16,7 +16,8 @@ from typing import TypeVar, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from tunneld.config.schema import Settings
-from tunneld.config.values import RESTART, Table, literal
+from tunneld.config.values import RESTART, Table
+from tunneld.config.wording import literal
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from tunneld.config.certificates import name_server
 from tunneld.config.paths import absolute_path
-from tunneld.config.values import DAY, KIB, Count, Folder, NetworkList, Seconds, SecondsOrNone, Table, literal
+from tunneld.config.values import (
+    DAY,
+    KIB,
+    MINUTE,
+    Count,
+    Folder,
+    NetworkList,
+    Seconds,
+    SecondsOrNone,
+    Table,
+    ValidatedBool,
+)
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import parse_host, parse_port
@@ -42,6 +57,15 @@ def _domain(value: str) -> str:
     if name is not None and (name.is_wildcard or name.path or "." not in name.name):
         raise ValueError(f"{literal(value)} is not a domain, such as t.example.org")
     return name.name if name is not None else ""
+
+
+def _resolver(value: str) -> str:
+    try:
+        if value:
+            ip_address(name_server(value)[0])
+    except (UsageError, ValueError):
+        raise ValueError(f"{literal(value)} is not the address of a DNS server, such as 192.0.2.53") from None
+    return value
 
 
 ListenAddress = Annotated[str, AfterValidator(_listen_address)]
@@ -85,6 +109,10 @@ class NamesSettings(Table):
     access_log: Literal["off", "text", "json"] = "off"  # addresses of visitors are personal data
     access_log_file: Folder | None = None  # standard error, where the journal reads
     access_log_query: bool = False  # queries often have tokens
+    custom_domains: ValidatedBool = False  # a record of a user decides what the relay serves, and gets certificates for
+    custom_domains_cache: Seconds = 5 * MINUTE  # a record that was found: an agent that reconnects needs no look-up
+    resolver: Annotated[str, AfterValidator(_resolver)] = ""  # the DNS servers of the system
+    resolver_timeout: Seconds = 5.0  # a look-up through several servers, with a retry; the agent waits
     max_share: Seconds = 30.0 * DAY  # of a shared link: it is a password that nobody changes
 
     _absolute = field_validator("access_log_file")(absolute_path)
@@ -96,6 +124,20 @@ class NamesSettings(Table):
         if value and http == value and not value.endswith(":0"):
             raise ValueError(f"{literal(value)} is names.http, too; HTTP and HTTPS need a port each")
         return value
+
+    @field_validator("custom_domains")
+    @classmethod
+    def _check_custom_domains(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and not info.data.get("domain"):
+            raise ValueError("is true, but domain is not set; it is a part of what users prove")
+        if value and info.context is not None and find_spec("dns") is None:
+            raise ValueError("needs the Python package dnspython, which is not installed; install tunneld[dns]")
+        return value
+
+    @property
+    def resolver_address(self) -> tuple[str, int] | None:
+        """The DNS server for look-ups; None: those of the system."""
+        return name_server(self.resolver) if self.resolver else None
 
     @property
     def http_address(self) -> BindAddress | None:

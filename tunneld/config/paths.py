@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationInfo
 
-from tunneld.config.values import Loading, literal
-from tunneld.errors import reason_of
+from tunneld.config.toml_file import readable
+from tunneld.config.values import Loading
+from tunneld.config.wording import literal
 
 
 def locate(value: Path | None, info: ValidationInfo) -> Path | None:
@@ -23,16 +24,7 @@ def locate(value: Path | None, info: ValidationInfo) -> Path | None:
     if value is None or info.context is None:
         return value
     loading: Loading = info.context
-    path = loading.folder / value
-    try:
-        str(path).encode()  # --print-config must be able to write it
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise ValueError(f"could not read {literal(path)}: {reason_of(error)}") from None
-    except ValueError:
-        raise ValueError(f"{literal(path)} is not a path: it contains a zero byte or is not UTF-8") from None
-    return path
+    return readable(loading.folder / value)
 
 
 def absolute_path(value: Path | None, info: ValidationInfo) -> Path | None:

@@ -8,7 +8,6 @@ log.level: "verbose" is not one of debug, info, warning, error
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +17,8 @@ from pydantic_core import ErrorDetails
 
 from tunneld.config.keys import keys, schema_path, tables
 from tunneld.config.schema import ControlSettings, HttpSettings, Settings
-from tunneld.config.values import Loading, Table, dotted, literal
+from tunneld.config.values import Loading, Table
+from tunneld.config.wording import dotted, literal, unrecognized
 from tunneld.errors import ConfigError
 
 NOUNS = {
@@ -87,22 +87,10 @@ def _field(path: Sequence[str | int], root: type[Table]) -> FieldInfo:
 
 
 def _unrecognized(path: Sequence[str | int], kind: str, root: type[Table]) -> str:
-    """The error for an unknown key, with a hint: a very similar key of this or another table, else a similar key of
-    this table, else all keys of this table.
-    """
     *outer, name = [part for part in path if isinstance(part, str)]
-    table = ".".join(outer)
     own_keys = list(dict(tables(root))[schema_path(outer, root)].model_fields)
     other_keys = {key.path.rpartition(".")[2]: key.path for key in reversed(list(keys(root)))}  # the first wins
-    if near := get_close_matches(name, own_keys, n=1, cutoff=0.8):
-        hint = f"did you mean {near[0]}?"
-    elif far := get_close_matches(name, other_keys, n=1, cutoff=0.8):
-        hint = f"did you mean {other_keys[far[0]]}?"
-    elif near := get_close_matches(name, own_keys, n=1):
-        hint = f"did you mean {near[0]}?"
-    else:
-        hint = f"{f'[{table}]' if table else 'the file'} accepts {', '.join(own_keys)}"
-    return f"unrecognized {kind}; {hint}"
+    return unrecognized(name, kind, ".".join(outer), own_keys, other_keys)
 
 
 def check_reach(settings: Settings, service: str, host: str) -> None:

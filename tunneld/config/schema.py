@@ -43,9 +43,9 @@ from tunneld.config.values import (
     VisitorRate,
     WindowSize,
     known_port_range,
-    literal,
     parse_port_range,
 )
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncssh
 
-from tunneld.config.values import literal
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError, reason_of
 
 MAX_KEY_FILE = 64 * 1024

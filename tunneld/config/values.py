@@ -1,14 +1,12 @@
-"""The types of values in the tables of the schema, and values as TOML for messages. Pure.
+"""The types of values in the tables of the schema. Pure.
 
-`literal` and its helpers write a value as TOML does: short, on one line, without control characters. `Loading` is the
-validation context of Pydantic while a file is loaded. `Startups` is `control.max_startups`, written as `MaxStartups` in
-sshd_config(5).
+`Loading` is the validation context of Pydantic while a file is loaded. `Startups` is `control.max_startups`, written as
+`MaxStartups` in sshd_config(5).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,71 +15,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tunneld.config.salts import PROCESS_KEY
+from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import MAX_PORT, parse_network
 from tunneld.policy.rates import Rate
-
-MAX_SHOWN = 60
-"""Characters of a value in a message: enough to recognize it, short enough for one line of a terminal."""
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def literal(value: object) -> str:
-    """`"text"`, `true`, `30.0`, `["a", "b"]`; a value without a short form is named by its type: `a table`."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return quote(value)
-        case Path():
-            return _quoted(str(value))  # not shortened: the end of a path distinguishes it
-        case list() | tuple():
-            return _array(value)
-        case dict():
-            return "a table"
-        case None:
-            return "nothing"
-        case int() if abs(value) >= 10**MAX_SHOWN:
-            return "a number of more than 60 digits"
-        case _:
-            return str(value)
-
-
-def quote(text: str) -> str:
-    """A string in double quotes, shortened, with non-printing characters escaped."""
-    return _quoted(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…")
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    """A key path as TOML writes it: `control.tls.key`, `tunnels."a b"`, `http.allowed_hosts[0]`."""
-    text = ""
-    for part in path:
-        match part:
-            case int():
-                text += f"[{part}]"
-            case str():
-                text += ("." if text else "") + (part if _BARE_KEY.fullmatch(part) else quote(part))
-    return text
-
-
-def _quoted(text: str) -> str:
-    return '"' + "".join(_escape(character) for character in text) + '"'
-
-
-def _array(value: Sequence[object]) -> str:
-    if any(isinstance(item, dict) for item in value):
-        return "an array of tables"
-    whole = "[" + ", ".join(literal(item) for item in value[:MAX_SHOWN]) + "]"
-    return whole if len(whole) <= MAX_SHOWN else "an array"
-
-
-def _escape(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    if character.isprintable():
-        return character
-    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
+from tunneld.control.bans import ban, kick, list_bans, unban
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -164,6 +165,13 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
         ),
         Command(
+            "kick",
+            f"{TUNNEL_REFERENCE} VISITOR|NETWORK",
+            "disconnect a visitor of a tunnel, or all from an address or network",
+            kick,
+            arguments=(2, 2),
+        ),
+        Command(
             "watch",
             f"[{TUNNEL_REFERENCE}]",
             "report events until a line is sent",
@@ -212,6 +220,23 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),
+        Command(
+            "ban",
+            "NETWORK [SECONDS]",
+            "keep an address or network out for some time, and disconnect its visitors",
+            ban,
+            arguments=(1, 2),
+            role=Role.ADMIN,
+        ),
+        Command(
+            "unban",
+            "NETWORK",
+            "end a ban",
+            unban,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
         Command(
             "certificates",
             "",

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
-from tunneld.config.values import literal
+from tunneld.config.wording import literal
 from tunneld.directory.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView

@@ -52,6 +52,7 @@ from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
 from tunneld.net import sockets
 from tunneld.net.address import HostName
+from tunneld.policy.bans import Bans
 from tunneld.sites.guard import GuardServices, GuardSettings
 from tunneld.sites.links import ShareLinks
 from tunneld.sites.names import SharedNames
@@ -114,7 +115,8 @@ class Daemon:
             domain=lambda: self.settings.names.domain,
             challenges=lambda: self.settings.names.challenges,
         )
-        self._preauth = PreauthLimiter(lambda: self.settings.control)
+        bans = Bans()
+        self._preauth = PreauthLimiter(lambda: self.settings.control, bans=bans)
         self._salt_key = read_salt_key(self._state)
         self._authenticator = authenticator = Authenticator(
             lambda: self.settings.credential, self._preauth, salt_key=self._salt_key
@@ -130,7 +132,7 @@ class Daemon:
         if self.names is not None:
             self._order_certificates(self.names)
         self.service = TunnelService(
-            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names
+            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names, bans
         )
         self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
         self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)

@@ -22,6 +22,7 @@ class LiveTunnels:
         self._records: dict[str, TunnelRecord] = {}  # by id
         self._owned: dict[str, dict[str, Tunnel]] = {}  # by credential and id, oldest first
         self._by_key: dict[str, Tunnel] = {}  # by the key of the server URI
+        self._labelled: dict[str, dict[str, Tunnel]] = {}  # by label and id, oldest first
         self._past_octets = (0, 0)  # bytes of tunnels that have closed: up, down
         self._past_served = 0
         self._past_refusals = Counter[RefusalKind]()
@@ -55,6 +56,11 @@ class LiveTunnels:
     def with_key(self, key: str) -> Tunnel | None:
         """The tunnel with this key in its server URI."""
         return self._by_key.get(key)
+
+    def labelled(self, label: str, grant: Grant) -> Tunnel | None:
+        """The newest tunnel with this label that this grant may see. Different credentials may use one label."""
+        tunnels = reversed(self._labelled.get(label, {}).values())
+        return next((tunnel for tunnel in tunnels if self.is_visible_to(grant, tunnel.id)), None)
 
     def count_of(self, owner: str) -> int:
         """How many tunnels a credential has."""
@@ -113,6 +119,8 @@ class LiveTunnels:
         self._owned.setdefault(record.owner, {})[tunnel.id] = tunnel
         if record.server.key:
             self._by_key[record.server.key] = tunnel
+        if record.name:
+            self._labelled.setdefault(record.name, {})[tunnel.id] = tunnel
 
     def update(self, record: TunnelRecord) -> None:
         """The server URI of a tunnel has changed."""
@@ -128,12 +136,18 @@ class LiveTunnels:
         record = self._records.pop(tunnel.id)
         if self._by_key.get(record.server.key) is tunnel:
             del self._by_key[record.server.key]
-        owned = self._owned[record.owner]
-        del owned[tunnel.id]
-        if not owned:
-            del self._owned[record.owner]
+        _remove_from(self._owned, record.owner, tunnel.id)
+        if record.name:
+            _remove_from(self._labelled, record.name, tunnel.id)
         (up, down), (more_up, more_down) = self._past_octets, tunnel.octets
         self._past_octets = up + more_up, down + more_down
         self._past_served += tunnel.served
         self._past_refusals += tunnel.refusals
         return record
+
+
+def _remove_from(index: dict[str, dict[str, Tunnel]], key: str, tunnel: str) -> None:
+    """Remove a tunnel from an index, and the key with its last tunnel."""
+    del index[key][tunnel]
+    if not index[key]:
+        del index[key]

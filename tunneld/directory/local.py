@@ -226,6 +226,11 @@ class LocalDirectory:
         if (holder := record.holder) is not None and self._named.newest(holder) == record.id:
             self.reservations.table.hold(_reservation(record, holder))
 
+    async def meter(self, record: TunnelRecord, metered: int) -> None:
+        """See `Directory.meter`."""
+        if (holder := record.holder) is not None:
+            self.reservations.table.meter(holder, metered)
+
     async def note_end(self, server: Endpoint, owner: str, error: TunneldError) -> None:
         """See `Directory.note_end`."""
         self._ended.setdefault(server, (owner, error))

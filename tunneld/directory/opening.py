@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import structlog
 import trio
 
 from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.host_names import Proofs, find_proofs, resolve_names
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
@@ -29,14 +30,12 @@ from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.limits import effective_limits
-from tunneld.policy.names import check_name, complete_name
-from tunneld.policy.options import ANY_HOST, TunnelOptions, format_option
+from tunneld.policy.options import TunnelOptions, format_option
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.private import check_private_options, claimed_text
 from tunneld.policy.reservations import Reservation, ReservationKey
 from tunneld.policy.site_rules import check_site_options
-from tunneld.sites.names import SharedNames, is_random, random_name
 from tunneld.tls.identity import is_signed_by
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import BackendServices
@@ -93,18 +92,24 @@ class TunnelOpener:
         """
         place = requester.host if options.private is None else str(options.private.node)
         holder = reservation_key(options.name, requester.known_grant.name, place)
+        proofs = await find_proofs(self._services.names, options.host, requester.known_grant)
         if holder is None:
-            return await self._open(backend, options, requester, holder)
+            return await self._open(backend, options, requester, holder, proofs)
         turn = self._turns.setdefault(holder, trio.Lock())
         try:
             async with turn:
-                return await self._open(backend, options, requester, holder)
+                return await self._open(backend, options, requester, holder, proofs)
         finally:
             if not turn.locked():
                 self._turns.pop(holder, None)
 
     async def _open(
-        self, backend: str, options: TunnelOptions, requester: Requester, holder: ReservationKey | None
+        self,
+        backend: str,
+        options: TunnelOptions,
+        requester: Requester,
+        holder: ReservationKey | None,
+        proofs: Proofs,
     ) -> OpenedTunnel:
         settings, grant = self._settings(), requester.known_grant
         owner = port_owner(grant.name, requester.host)
@@ -118,7 +123,7 @@ class TunnelOpener:
         draining = min(1, len(tunnels) - len(replaceable))  # one does not count, or it could block its successor
         opened = self._live.count_of(grant.name) - len(replaceable) - draining
         permitted = permit(grant, backend, options, requester.host, opened)
-        names = resolve_names(self._services.names, permitted.host, grant, claim.reservation)
+        names = resolve_names(self._services.names, permitted.host, grant, claim.reservation, proofs)
         if names and self._services.names is not None:
             self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
@@ -269,34 +274,6 @@ def _check_quota(spec: TunnelSpec) -> None:
             f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
             f"is released (quota)"
         )
-
-
-def resolve_names(
-    shared: SharedNames | None, texts: Sequence[str], grant: Grant, reservation: Reservation | None
-) -> tuple[HostName, ...]:
-    """The host names that a request asks for, in full. A random name is the one that is reserved for the holder, if
-    there is one. Raises `UsageError` or `NotAllowedError`.
-    """
-    if not texts:
-        return ()
-    if shared is None:
-        raise UsageError("this relay has no host names (names.http, names.https); leave host out")
-    shared.check()
-    domain, names = shared.settings().domain, []
-    for text in texts:
-        if text != ANY_HOST:
-            name = complete_name(text, domain)
-            check_name(name, domain, grant.names, grant.title if grant.name else "this relay's tunnels")
-        elif not domain:
-            raise UsageError("this relay has no domain for random host names (names.domain); ask for a name")
-        else:
-            kept = [one for one in (reservation.addresses if reservation is not None else ()) if one not in names]
-            again = (one for one in kept if isinstance(one, HostName) and is_random(one, domain))
-            name = next(again, None) or random_name(domain)
-        if name in names:
-            raise UsageError(f"host name {name} is given twice")
-        names.append(name)
-    return tuple(names)
 
 
 def _private_address(options: TunnelOptions, grant: Grant) -> Private | None:

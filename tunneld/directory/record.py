@@ -104,6 +104,11 @@ class Directory(Protocol):
         it closed with the daemon, and its reservation stays as it is.
         """
 
+    async def meter(self, record: TunnelRecord, metered: int) -> None:
+        """An open tunnel has relayed so many bytes that count against the quota of its name. Does not wait until this
+        is stored.
+        """
+
     async def note_end(self, server: Endpoint, owner: str, error: TunneldError) -> None:
         """Remember why the tunnel with this server URI has ended for good, so that its agent does not open it again.
         Of several reasons the first is remembered.

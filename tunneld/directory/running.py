@@ -1,6 +1,7 @@
 """Runs the open tunnels, and removes each from the directory when it has closed.
 
 tunnels                    isolation boundary: an exception closes its tunnel and is logged once
+├─ meter                   stores at intervals how much of its quota each name has used
 └─ tunnel ×N               see tunnel/tunnel.py
 """
 
@@ -19,6 +20,13 @@ from tunneld.errors import ExpiredError
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.tunnel import STOPPED, Tunnel
 
+METER_INTERVAL = 10.0
+"""Seconds from one time that the used quota of open tunnels is stored to the next: what a kill -9 forgets of it. One
+transaction then has all tunnels that relayed bytes.
+"""
+METER_AT_ONCE = 200
+"""Tunnels that are looked at without a break."""
+
 
 class TunnelRunner:
     """The tasks of the tunnels of this process."""
@@ -32,11 +40,14 @@ class TunnelRunner:
         self._directory = directory
         self._is_draining = is_draining
         self._released_on_close: set[str] = set()  # ids of tunnels that lose their reservation when they close
+        self._metered: dict[str, Tunnel] = {}  # by id: with a name and a quota
+        self._has_metered = trio.Event()
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tunnels until cancelled, which drops them all."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._meter)
             task_status.started()
             await trio.sleep_forever()
 
@@ -69,6 +80,9 @@ class TunnelRunner:
                 return
             if is_new:
                 announce(self._events, tunnel, self._live.record_of(tunnel.id))
+            if tunnel.limits.quota is not None and self._live.record_of(tunnel.id).holder is not None:
+                self._metered[tunnel.id] = tunnel
+                self._has_metered.set()
             await tunnel.run(task_status=task_status)
         except Exception as error:
             tunnel.fail(error)
@@ -78,11 +92,27 @@ class TunnelRunner:
     async def _remove(self, tunnel: Tunnel) -> None:
         """Remove a tunnel that has closed, or has not begun. A directory that waits here would have to be shielded."""
         tunnel.discard()
+        self._metered.pop(tunnel.id, None)
         record = replace(self._live.remove(tunnel), metered=tunnel.metered)
         await self._directory.remove(record, keep=self._keeps_reservation(tunnel))
         if tunnel.expired:
             error = ExpiredError(f"tunnel {record.id} has ended: {tunnel.reason}")
             await self._directory.note_end(record.server, record.owner, error)
+
+    async def _meter(self) -> None:
+        """Tell the directory at intervals how much the open tunnels have used of their quota. A tunnel that closes
+        tells it by itself.
+        """
+        while True:
+            if not self._metered:
+                self._has_metered = trio.Event()
+                await self._has_metered.wait()
+            await trio.sleep(METER_INTERVAL)
+            for number, tunnel in enumerate(list(self._metered.values())):
+                if tunnel.id in self._metered:
+                    await self._directory.meter(self._live.record_of(tunnel.id), tunnel.metered)
+                if not number % METER_AT_ONCE:
+                    await trio.lowlevel.checkpoint()
 
     def _keeps_reservation(self, tunnel: Tunnel) -> bool | None:
         """See `Directory.remove`."""

@@ -9,6 +9,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.errors import NoSuchTunnelError, UsageError
 from tunneld.net.address import HostName
 from tunneld.policy.access import Grant
+from tunneld.policy.names import complete_name
 from tunneld.sites.links import PARAMETER, LinkScope
 from tunneld.sites.names import SharedNames
 from tunneld.tunnel.tunnel import Tunnel
@@ -51,15 +52,10 @@ async def find_site(service: TunnelService, reference: str, grant: Grant) -> Sha
     """The site of an open tunnel with this label, host name, id, URI or port. Raises `NoSuchTunnelError`, also for a
     tunnel of another credential, or `UsageError` where it has no host name.
     """
-    domain = service.settings().names.domain
-    wanted = {reference.lower(), f"{reference.lower()}.{domain}"}
-    for tunnel in reversed(service.tunnels(grant)):
-        for name in tunnel.spec.names:
-            if str(name) in wanted:
-                return SharedSite(tunnel, name)
-    labelled = [one for one in service.tunnels(grant) if one.spec.options.name == reference]
+    if (site := await _find_named(service, reference, grant)) is not None:
+        return site
     try:
-        tunnel = labelled[-1] if labelled else await service.find_local(reference, grant)
+        tunnel = service.live.labelled(reference, grant) or await service.find_local(reference, grant)
     except NoSuchTunnelError:
         raise NoSuchTunnelError(
             f"no open tunnel is called {reference!r}: use its label or host name, or an id, a URI or a port as list "
@@ -68,3 +64,13 @@ async def find_site(service: TunnelService, reference: str, grant: Grant) -> Sha
     if not tunnel.spec.names:
         raise UsageError(f"tunnel {tunnel.id} has no host name; links exist for host names only")
     return SharedSite(tunnel, tunnel.spec.names[0])
+
+
+async def _find_named(service: TunnelService, reference: str, grant: Grant) -> SharedSite | None:
+    """The site with exactly this host name, which may be a label under the relay's domain."""
+    try:
+        name = complete_name(reference, service.settings().names.domain)
+        tunnel = await service.find_local(str(name), grant)
+    except (NoSuchTunnelError, UsageError):
+        return None
+    return SharedSite(tunnel, name) if name in tunnel.spec.names else None

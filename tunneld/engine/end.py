@@ -22,12 +22,11 @@ import errno
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import structlog
-
 from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
+from tunneld.log import Logger
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 DEFAULT_LINGER: Final = 60.0
 """Seconds for the peer to read what was written to a released end, if no relay has set `linger`."""

@@ -10,15 +10,14 @@ import sys
 import termios
 from typing import Any, Final, Protocol
 
-import structlog
-
 from tunneld.engine.engine import FailureCallback
 from tunneld.errors import reason_of
+from tunneld.log import Logger
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """The value of SO_LINGER that makes close(2) send RST: on, 0 seconds."""
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 def report_failure(on_failure: FailureCallback, error: Exception) -> None:

@@ -54,7 +54,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol, cast
 
-import structlog
 import trio
 
 from tunneld.engine.acceptor import Acceptor, FdReserve, SocketWatch
@@ -68,6 +67,7 @@ from tunneld.engine.relay import JoinedEnds
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Throttle, TokenBucket
+from tunneld.log import Logger
 
 EPOLL_MASK: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 "What every socket is registered for."
@@ -75,7 +75,7 @@ EPOLL_MASK: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | selec
 MAX_BATCH_EVENTS: Final = 256
 "Events taken per `epoll_wait`: enough that the scheduler's share of each is negligible, few enough to return soon."
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 class Handler(Protocol):

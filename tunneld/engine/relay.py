@@ -25,7 +25,6 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 import trio
 
 from tunneld.engine.end import End
@@ -36,6 +35,7 @@ from tunneld.engine.handover import RelayState
 from tunneld.engine.scheduler import Scheduler
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.errors import reason_of
+from tunneld.log import Logger
 
 DELIVERY_CHECK: Final = 0.05
 """Seconds between two looks for acknowledgements before a reset: half of a usual round trip."""
@@ -45,7 +45,7 @@ EndsFlow = Flow[End, End]
 VISITOR, SERVER = Side.VISITOR, Side.SERVER  # Python 3.11 takes long to look up a member of an enumeration
 FINISHED, LINGERED, DROPPED = RelayEnd(Cause.FINISHED), RelayEnd(Cause.LINGERED), RelayEnd(Cause.DROPPED)
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 class JoinedEnds:

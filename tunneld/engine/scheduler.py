@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from tunneld.engine.budget import TurnBudget
@@ -23,13 +22,14 @@ from tunneld.engine.failures import report_failure
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.timers import Timers
 from tunneld.engine.vanished import VanishedPeers
+from tunneld.log import Logger
 
 if TYPE_CHECKING:
     from tunneld.engine.end import End
     from tunneld.engine.flow import Flow
     from tunneld.engine.relay import JoinedEnds
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 class Scheduler:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import structlog
 import trio
+
+from tunneld.log import Logger
 
 MIN_SWEEP_INTERVAL: Final = 0.05
 "Seconds between two sweeps at least; so a deadline is served at most this much too late."
 
-log = structlog.get_logger("engine")
+log = Logger("engine")
 
 
 class Timed(Protocol):

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import structlog
-
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
+from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
@@ -39,7 +38,7 @@ PREAUTH_EXCEEDED: Final = f"the peer sent more than {PREAUTH_LIMIT} bytes withou
 NO_DATA: Final = memoryview(b"")
 NO_MSS: Final = 1 << 30
 
-log = structlog.get_logger("mux")
+log = Logger("mux")
 
 
 class Carrier:

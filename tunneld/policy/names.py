@@ -9,6 +9,8 @@ How names are written is `net.address`'s.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
@@ -79,6 +81,33 @@ def check_name(name: HostName, domain: str, patterns: Sequence[str] | None, cred
         if name.name == pattern if name.name.startswith("*.") else _matches(name.name, full):
             return
     raise NotAllowedError(f"{credential} may not use the host name {name.name}, only {', '.join(patterns)} (names)")
+
+
+# Custom domains
+
+PROOF_LABEL = "_tunneld"
+"""In front of a name in the DNS: the record with the proof of who may use it."""
+PROOF_START = "tunneld-domain="
+
+
+def is_custom(name: HostName, domain: str) -> bool:
+    """Whether a name is of a domain of the user's own: neither the relay's `domain` nor below it."""
+    return not f".{name.name.removeprefix('*.')}".endswith(f".{domain}")
+
+
+def proof_record(name: HostName) -> str:
+    """Where the DNS has the proof for a name, as a user enters it; a wildcard's is that of its domain."""
+    return f"{PROOF_LABEL}.{name.name.removeprefix('*.')}"
+
+
+def proof_text(domain: str, credential: str) -> str:
+    """The TXT record that lets a credential of the relay with this `domain` use a name.
+
+    It is no secret: it proves that the owner of the name agrees, since only the owner can set it. It does not tell the
+    credential's name to everybody, and a record for one relay is none for another.
+    """
+    digest = hashlib.sha256(f"{PROOF_START}\0{domain}\0{credential}".encode()).digest()
+    return PROOF_START + base64.b32encode(digest[:20]).decode().lower()
 
 
 def _matches(host: str, pattern: str) -> bool:

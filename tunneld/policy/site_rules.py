@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunneld.errors import NotAllowedError, UsageError
-from tunneld.wire.http1 import HOP_BY_HOP
+from tunneld.wire.http_fields import HOP_BY_HOP
 
 if TYPE_CHECKING:
     from tunneld.policy.options import TunnelOptions

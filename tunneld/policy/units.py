@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 KIB = 1024
+YEAR = 365 * 24 * 3600.0
+"""Seconds: the longest time of a setting."""
 SIZE_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -34,6 +36,22 @@ def parse_duration(text: str) -> int:
     if match is None:
         raise ValueError("not a time such as 90s, 30m, 2h or 7d")
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def parse_positive_seconds(text: str) -> float:
+    """Read a number of seconds. Raises `ValueError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= YEAR:
+        raise ValueError("not a number of seconds above 0 and up to one year")
+    return value
+
+
+def parse_seconds_or_zero(text: str) -> float:
+    """Read a number of seconds that may be 0. Raises `ValueError`."""
+    return 0.0 if text in {"0", "0.0"} else parse_positive_seconds(text)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

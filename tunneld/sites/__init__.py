@@ -5,6 +5,7 @@ Ports and names
     peek          reads the first bytes of a connection, and leaves them unread for the next
     handshakes    TLS with visitors, which may wait for the certificate of a new name
     port_places   how many connections there may be
+    proofs        whether a domain is a user's own
     names         the table of names, and where visitors reach them
     site          the contracts: of a tunnel with a name (tunnel/ingress/host.py), and of what has certificates
 

@@ -11,6 +11,7 @@ from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.names import SiteTable
 from tunneld.sites.guard import GuardServices
+from tunneld.sites.proofs import DomainProofs, ProofSettings
 from tunneld.sites.site import Site
 
 RANDOM_LENGTH = 10
@@ -19,12 +20,8 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 """Letters and digits that are not mistaken for each other when a name is read aloud or copied by hand."""
 
 
-class NameSettings(Protocol):
+class NameSettings(ProofSettings, Protocol):
     """What is read of `[names]`."""
-
-    @property
-    def domain(self) -> str:
-        """Where chosen and random names live; empty: there is none."""
 
     @property
     def max_names(self) -> int:
@@ -43,6 +40,7 @@ class SharedNames:
         """`has_certificate` tells whether TLS for a name can end at the relay."""
         self.settings = settings
         self.guards = guards or GuardServices()
+        self.proofs = DomainProofs(settings)
         self.sites = SiteTable[Site](lambda: settings().max_names)
         self.on_taken: Callable[[HostName, str], None] = _ignore  # with the name, and the owner; TLS ends here
         self.on_freed: Callable[[HostName, str], None] = _ignore

@@ -17,13 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from tunneld.errors import ConfigError, reason_of
+from tunneld.log import Logger
 from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.private_files import sync_folder, temporary_beside, write_private
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("tls")
+log = Logger("tls")
 
 SUFFIX = ".pem"
 INDEX = ".index.json"

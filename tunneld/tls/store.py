@@ -19,15 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
-
 from tunneld.errors import ConfigError
+from tunneld.log import Logger
 from tunneld.tls.certificate import ServerCertificate
 from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
 from tunneld.tls.contexts import CertificateFiles, server_tls_context
 from tunneld.tls.folder import CertificateFolder
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("tls")
+log = Logger("tls")
 
 MAX_CONTEXTS = 1000
 """Contexts of named certificates kept in memory, 21 KiB each: 20 MiB. Others are loaded again when they are needed,

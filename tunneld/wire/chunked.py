@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from tunneld.wire.http1 import HOP_BY_HOP, HeadError
+from tunneld.wire.http1 import HeadError
+from tunneld.wire.http_fields import HOP_BY_HOP
 
 MAX_SIZE_LINE_BYTES = 256
 "Bytes of a size line with its extension. Real ones have up to 18."

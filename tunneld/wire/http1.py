@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import httptools
 
 from tunneld.errors import RemoteProtocolError
+from tunneld.wire.http_fields import HOP_BY_HOP, KEPT_FIELDS
 
 Fields = list[tuple[bytes, bytes]]
 """Field lines in their order: names as they were written, values without the whitespace around them."""
@@ -34,16 +35,6 @@ MAX_TARGET_BYTES = 8192
 "Bytes of a request target: what nginx, Apache and browsers agree on."
 MAX_BODY_BYTES = 2**63 - 1
 "Bytes that Content-Length may announce: what fits a signed 64-bit integer, as most servers count."
-
-HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings")
-)
-"""Fields that are never passed on as they came (RFC 9110 §7.6.1). `Trailer` describes the message and is passed on."""
-
-KEPT_FIELDS = frozenset(
-    (b"host", b"content-length", b"content-type", b"trailer", b"expect", b"cookie", b"authorization")
-)
-"""Fields that are passed on even if Connection names them: without them the next hop would read another message."""
 
 NO_BODY_STATUSES = frozenset((204, 304))
 

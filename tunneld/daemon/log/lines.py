@@ -13,14 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from tunneld.daemon.log.sink import descriptor_of
+from tunneld.log import PRIORITIES, is_journal
 
 Render = Callable[[str, str, Mapping[str, Any]], str]
 
 EVENT_WIDTH = 24
 """Columns for the event; most are shorter, so the contexts are aligned."""
-PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""Priorities of the journal, sd-daemon(3)."""
 COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 RESET_COLOUR = "\x1b[0m"
 SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -144,18 +142,6 @@ def _exception(context: Mapping[str, Any]) -> BaseException | None:
             return sys.exc_info()[1]
         case _:
             return None
-
-
-def is_journal(stream: TextIO | None) -> bool:
-    """Whether the stream is the systemd journal. $JOURNAL_STREAM has the device and inode of the original stream, since
-    the variable is still set after a redirection (systemd.exec(5)).
-    """
-    descriptor = descriptor_of(stream)
-    try:
-        status = os.fstat(descriptor) if descriptor is not None else None
-    except OSError:
-        return False
-    return status is not None and os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def _iso_time() -> str:

@@ -8,10 +8,11 @@ are written in parts of at most that size, each after a poll.
 
 from __future__ import annotations
 
-import io
 import os
 import select
 from typing import TextIO
+
+from tunneld.log import descriptor_of
 
 POLL_TIMEOUT_MS = 100
 """Milliseconds to wait for a slow reader. After a line was lost, there is no wait until the reader reads again."""
@@ -58,11 +59,3 @@ class Sink:
         except OSError:  # no reader, no space, or the terminal is gone
             return written
         return written
-
-
-def descriptor_of(stream: TextIO | None) -> int | None:
-    """Return the descriptor of a stream; None if it is closed or in memory."""
-    try:
-        return stream.fileno() if stream is not None else None
-    except (OSError, ValueError, io.UnsupportedOperation):
-        return None

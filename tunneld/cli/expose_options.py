@@ -1,0 +1,88 @@
+"""The options of `tunnel expose` and `tunnel up`. The commands themselves, in expose.py and up.py, need Trio."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tunneld.agent.keys import HEALTH, KEYS
+from tunneld.agent.kinds import Boolean, Several, Words
+from tunneld.cli.access import add_relay_options, parsed_by
+from tunneld.cli.common import Parser
+from tunneld.policy.options import NAMES, TUNNEL, VISITORS
+
+GROUPS = {
+    TUNNEL: "tunnel options",
+    NAMES: "host names, if the relay has them",
+    VISITORS: "limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)",
+    HEALTH: "health checks of the local server",
+}
+"""The titles of the groups of `KEYS`, in the order of the help."""
+
+
+def add_expose(parser: Parser) -> None:
+    """Add the arguments and options of `tunnel expose`."""
+    parser.add_argument("target", metavar="TARGET", help=KEYS["target"].summary)
+    add_relay_options(parser)
+    _add_output_options(parser.add_argument_group("output options"))
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for key, row in KEYS.items():
+        if row.group:
+            _add_key(groups[row.group], key)
+    parser.set_defaults(command=_expose)
+
+
+def add_up(parser: Parser) -> None:
+    """Add the arguments and options of `tunnel up`."""
+    parser.add_argument("names", metavar="NAME", nargs="*", help="exposures to serve (default: all in the file)")
+    file_help = "configuration file (default: ~/.config/tunneld/expose.toml)"
+    parser.add_argument("--file", metavar="FILE", type=Path, help=file_help)
+    parser.add_argument("--check", action="store_true", help="report errors in the file and exit")
+    _add_verbosity(parser.add_argument_group("output options"))
+    parser.set_defaults(command=_up)
+
+
+def _add_key(group: argparse._ArgumentGroup, key: str) -> None:
+    """Add the flag of a row of `KEYS`."""
+    row = KEYS[key]
+    flag, kind = row.flag or f"--{key.replace('_', '-')}", row.kind
+    if isinstance(kind, Boolean):
+        group.add_argument(flag, dest=key, action="store_true", help=row.summary)
+    elif isinstance(kind, Words):
+        group.add_argument(flag, dest=key, choices=kind.words, default=row.default, help=row.summary)
+    else:
+        group.add_argument(
+            flag,
+            dest=key,
+            metavar=row.takes,
+            type=parsed_by(kind.from_text),
+            action="append" if isinstance(kind, Several) and kind.read is None else "store",
+            default=row.default,
+            help=row.summary,
+        )
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    scheme = group.add_mutually_exclusive_group()
+    http_help, https_help = "print the address as http://HOST:PORT/", "print the address as https://HOST:PORT/"
+    scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help=http_help)
+    scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help=https_help)
+    _add_verbosity(group)
+
+
+def _add_verbosity(group: argparse._ArgumentGroup) -> None:
+    verbosity = group.add_mutually_exclusive_group()
+    verbosity.add_argument("--json", action="store_true", help="print every event as JSON, one object per line")
+    verbosity.add_argument("--quiet", action="store_true", help="print only addresses and errors")
+
+
+async def _expose(options: argparse.Namespace) -> int:
+    from tunneld.cli import expose  # noqa: PLC0415 - --help does without
+
+    return await expose.run(options)
+
+
+async def _up(options: argparse.Namespace) -> int:
+    from tunneld.cli import up  # noqa: PLC0415 - as above
+
+    return await up.run(options)
