@@ -55,6 +55,9 @@ class RelayAccess:
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
     shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
+    carrier_session: ssl.SSLSession | None = field(
+        default=None, repr=False, compare=False
+    )  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -90,12 +93,16 @@ class RelayAccess:
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             where = parse_relay(self.where) if self.shares_port else uri
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
                 return await shake_hands(
-                    connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
+                    connection,
+                    self._tls_context(),
+                    server_hostname=self._host,
+                    protocol=CARRIER_PROTOCOL,
+                    session=self.carrier_session,
                 )
             return connection
 
@@ -108,7 +115,7 @@ class RelayAccess:
         before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
         `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
@@ -121,7 +128,7 @@ class RelayAccess:
                 raise
 
     @contextmanager
-    def _connecting(self, uri: Endpoint) -> Iterator[None]:
+    def connecting(self, uri: Endpoint) -> Iterator[None]:
         """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
         `ShortageError` where this machine has no descriptor or port left.
         """

@@ -21,6 +21,7 @@ from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
+    from tunneld.tls.identity import Identity
 
 OPTION_KEYS = ("secure", "linger", *(key for key, option in OPTIONS.items() if option.group))
 """Keys that are options of openTunnel. The agent itself acts on `secure` and `linger`; it only passes the others on."""
@@ -64,7 +65,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         options["tls"] = "pass"
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and https is None  # else it is inside of the TLS that ends here
-    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"])
+    identity = _new_identity() if values["backend"] == "egtp" else None
+    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
         Target.parse(values["target"]),
         request,
@@ -75,6 +77,13 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         https,
         bool(values["proxy_protocol"] and https is not None),
     )
+
+
+def _new_identity() -> Identity:
+    """A key for one exposure; the relay is told its id when the tunnel is opened."""
+    from tunneld.tls.identity import Identity  # noqa: PLC0415  # for the few that need it
+
+    return Identity.create()
 
 
 def _name_of(host: str) -> str:

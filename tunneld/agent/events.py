@@ -10,7 +10,7 @@
     unhealthy    the local server fails its health checks                    reason
     healthy      it passes them again
     certified    with https_here: a certificate was obtained, or renewed     host
-    uncertified  none could be obtained; it is tried again later             host reason
+    uncertified  none could be, here or by the relay; it is tried again      host reason
     draining     told to stop: no new visitors, `delay` for the present ones id visitors delay
     ended        this exposure failed permanently, the other ones continue   reason
     closed       the end                                                     id reason served failed up down

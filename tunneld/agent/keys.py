@@ -121,9 +121,9 @@ KEYS: Mapping[str, Setting] = {
         "SECONDS",
     ),
     "backend": Setting(
-        Words(("webmux", "tcp")),
-        "one connection to the relay for all visitors (webmux) or one for each (tcp); "
-        "default: webmux if the relay and this system support it",
+        Words(("webmux", "tcp", "egtp")),
+        "one connection to the relay for all visitors (webmux), the same with messages between two keys (egtp), "
+        "or one for each (tcp); default: webmux if the relay and this system support it",
         TUNNEL,
     ),
     "secure": Setting(

@@ -31,18 +31,20 @@ def _made() -> Parser:
         prog="tunnel",
         description="Make a server behind NAT or a firewall reachable through a relay, and manage tunnels.",
         epilog="Exit statuses are those of sysexits(3). See tunnel(1) for details.",
+        allow_abbrev=False,
     )
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-
-    def add(name: str, summary: str, fill: Callable[[Parser], None]) -> None:
-        commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", fill=fill)
-
-    add("expose", EXPOSE, _add_expose)
-    add("up", UP, _add_up)
-    add("credential", CREDENTIAL, _add_credential)
-    for verb in VERBS:
-        add(verb.name, verb.summary, partial(add_verb, verb=verb))
+    fills: list[tuple[str, str, Callable[[Parser], None]]] = [
+        ("expose", EXPOSE, _add_expose),
+        ("up", UP, _add_up),
+        ("credential", CREDENTIAL, _add_credential),
+        *[(verb.name, verb.summary, partial(add_verb, verb=verb)) for verb in VERBS],
+    ]
+    for name, summary, fill in fills:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        command.filled_by = fill
     return made
 
 

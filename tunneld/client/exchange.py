@@ -104,8 +104,14 @@ class ControlExchange:
         """
         failure = f"did not answer {request.verb}"
         self._check_not_watching()
-        async with self._turn:
+        try:
+            self._turn.acquire_nowait()  # mostly free, and `acquire` would pass the turn to every other task
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
             pending = await self._send_request(request, failure)
+        finally:
+            self._turn.release()
         return await self._receive_answer(pending, failure)
 
     @asynccontextmanager

@@ -92,10 +92,10 @@ COMMANDS: dict[str, Command] = {
     for row in (
         Command(
             "openTunnel",
-            "[backend] [key=value ...]",
+            "[backend [described]] [key=value ...]",
             "open a tunnel; returns the server URI, to which the hidden server connects",
             open_tunnel,
-            arguments=(0, 1),
+            arguments=(0, 2),
             options=True,
         ),
         Command(

@@ -140,7 +140,9 @@ class _LineServer:
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
                             await session.run(
-                                f"tunneld {__version__} protocol=1 auth={login.method}{more}", deadline, refusal
+                                f"tunneld {__version__} protocol=1 opens=described auth={login.method}{more}",
+                                deadline,
+                                refusal,
                             )
                         finally:
                             login.close()

@@ -327,7 +327,7 @@ def _reachable(bound: str, requester: Requester) -> str:
     return requester.local_host if is_wildcard(bound) else bound
 
 
-UNCOMPARED = frozenset({"name", "client_port", "replace", "ttl"})
+UNCOMPARED = frozenset({"name", "client_port", "node", "replace", "ttl"})
 """Options that `check_agrees` compares in another way or not at all. Agents count their ttl down; the one with which
 the tunnel was opened holds.
 """

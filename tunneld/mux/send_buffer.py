@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneld.engine.pump import Pump
 from tunneld.errors import reason_of
-from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
 
 if TYPE_CHECKING:
@@ -31,6 +30,19 @@ MIN_CAPACITY: Final = 4096
 """Bytes: with less space than this a visitor waits, rather than being read in small pieces."""
 
 
+class FrameOutput(Protocol):
+    """Where a send buffer writes to: a `mux.connection.Connection`, or messages of other nodes (`egtp.output`)."""
+
+    @property
+    def pending_output(self) -> int:
+        """Bytes that `write` accepted and the kernel did not."""
+
+    def write(self, outgoing: bytearray, /) -> bool:
+        """Write from the front of `outgoing` and remove what was accepted. Returns whether the kernel took everything;
+        if not, `SendBuffer.unblock` must be called once it may accept more. Raises OSError if the connection is broken.
+        """
+
+
 class SendBuffer:
     """Moves the codec's `outgoing` bytes into the connection and makes channels wait while it is full."""
 
@@ -42,7 +54,7 @@ class SendBuffer:
     def __init__(
         self,
         pump: Pump,
-        connection: Connection,
+        connection: FrameOutput,
         outgoing: bytearray,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],

@@ -183,14 +183,21 @@ async def shake_hands(
     server_hostname: str | None = None,
     server_side: bool = False,
     protocol: str = "",
+    session: ssl.SSLSession | None = None,
 ) -> TlsSocket:
-    """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then.
+    """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then. A
+    client resumes `session`, if there is one.
 
     Raises OSError (`ssl.SSLError` is one). The connection is closed on errors and on cancellation.
     """
     try:
         tls = TlsSocket(
-            connection, context, server_side=server_side, server_hostname=server_hostname, protocol=protocol
+            connection,
+            context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            protocol=protocol,
+            session=session,
         )
         await tls.shake_hands()
     except BaseException:
