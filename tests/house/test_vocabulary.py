@@ -102,6 +102,7 @@ COVERED_BY = {
     "daemon/log/sink.py": "daemon/test_log.py",
     "daemon/privileges.py": "e2e/test_privileges.py",
     "daemon/signals.py": "e2e/test_staying.py",
+    "directory/agreement.py": "directory/test_opening.py",
     "directory/host_names.py": "directory/test_names.py",
     "directory/live.py": "directory/test_service.py",
     "directory/record.py": "directory/test_local.py",
