@@ -264,7 +264,7 @@ def caddy(crew: Crew, origin: Origin) -> Hop:
     files = certificate(crew, HOST)
     config = crew.file("Caddyfile", CADDY.format(host=HOST, http=http, https=https, server=origin.http, **files))
     home = [f"XDG_DATA_HOME={crew.folder}", f"XDG_CONFIG_HOME={crew.folder}", f"HOME={crew.folder}"]
-    command = [*GO, *home, need("caddy"), "run", "--adapter", "caddyfile", "--config", config]
+    command: list[str | Path] = [*GO, *home, need("caddy"), "run", "--adapter", "caddyfile", "--config", config]
     child = crew.start("caddy", command)
     return Hop(child, child.listening(http), child.listening(https))
 
