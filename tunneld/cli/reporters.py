@@ -116,6 +116,8 @@ def public_address(client_uri: str, scheme: str) -> str:
 
 SENTENCES = {
     "visitor": "visitor {visitor}",
+    "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
+    "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
     "left": "left {visitor} up={up} down={down}: {reason}",
     "resumed": "reconnected: tunnel {id} is still open",
     "unhealthy": "the local server is unhealthy: {reason}",

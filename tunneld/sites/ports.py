@@ -33,8 +33,8 @@ from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.accept import local_address
-from tunneld.net.endpoint import Peer, is_loopback
-from tunneld.policy.networks import ConfiguredNetworks
+from tunneld.net.endpoint import Peer
+from tunneld.policy.networks import ConfiguredNetworks, read_address
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
@@ -143,7 +143,8 @@ class SitePorts:
     ) -> NewConnection | None:
         """Count one more connection; or close it, where there is no place."""
         host = str(peer[0])
-        place = self.places.enter(host, is_exempt=is_exempt or is_loopback(host) or host in self._http_proxies)
+        is_exempt = is_exempt or read_address(host).is_loopback or host in self._http_proxies
+        place = self.places.enter(host, is_exempt=is_exempt)
         if place is None:
             connection.close()
             return None
