@@ -89,7 +89,8 @@ def running_authority(
     config = {
         "listenAddress": f"127.0.0.1:{api}", "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(folder / "pebble.pem"), "privateKey": str(folder / "pebble.key"),
-        "httpPort": http_port, "tlsPort": tls_port, "keyAlgorithm": "ecdsa", "retryAfter": {"authz": retry_after, "order": retry_after},
+        "httpPort": http_port, "tlsPort": tls_port, "keyAlgorithm": "ecdsa",
+        "retryAfter": {"authz": retry_after, "order": retry_after},
         "profiles": {"default": {"description": "for tests", "validityPeriod": validity}},
     }  # fmt: skip
     (folder / "pebble.json").write_text(json.dumps({"pebble": config}))
