@@ -212,7 +212,7 @@ def hold_standard_descriptors() -> None:
 
 def _report(program: str, error: BaseException) -> int:
     """Print why the command ended, and return the exit status."""
-    leaves = list(_leaves(error))
+    leaves = list(leaves_of(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
     if any(not isinstance(leaf, TunneldError | KeyboardInterrupt) for leaf in leaves):
         complain(_as_error(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
@@ -247,11 +247,11 @@ def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:
                 yield printable(f"{program}: {error}")  # a relay's reason must not look like several lines
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions inside nested groups, which nurseries make."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield error
 
