@@ -23,6 +23,8 @@ from tunneld.auth.preauth import PreauthCounts, PreauthLimiter, PreauthReason, P
 from tunneld.config.schema import ControlSettings
 from tunneld.config.values import Startups
 from tunneld.net import sockets
+from tunneld.net.endpoint import parse_network
+from tunneld.policy.bans import Bans
 from tunneld.wire import scram
 
 LONG = 1e6
@@ -143,6 +145,20 @@ def test_loopback_counts_but_has_no_limit_of_its_own_and_no_penalty(host: str) -
     came = [limiter.acquire(host, 0.0, 0.0) for _ in range(4)]
     assert [isinstance(one, PreauthSlot) for one in came] == [True, True, True, False]
     assert limiter.refusals == {PreauthReason.STARTUPS: 1}
+
+
+def test_banned_networks_are_refused_but_never_this_machine() -> None:
+    bans = Bans()
+    limiter = PreauthLimiter(ControlSettings, bans=bans)
+    for network in ("192.0.2.0/24", "127.0.0.0/8"):
+        bans.add(parse_network(network), 10.0)
+    refusal = limiter.acquire("192.0.2.7", 0.0, 0.0)
+    assert isinstance(refusal, PreauthRefusal)
+    assert refusal.kind is PreauthReason.BANNED
+    assert limiter.refuse_penalised("192.0.2.7", 0.0) == refusal
+    assert isinstance(limiter.acquire("127.0.0.1", 0.0, 0.0), PreauthSlot)
+    assert isinstance(limiter.acquire("192.0.2.7", 10.0, 0.0), PreauthSlot)
+    assert (limiter.refusals, len(limiter)) == ({PreauthReason.BANNED: 2}, 2)
 
 
 def test_an_ipv6_network_of_64_bits_is_one_source() -> None:

@@ -6,6 +6,7 @@ import json
 import stat
 from pathlib import Path
 
+import asyncssh
 import pytest
 import trio
 
@@ -50,8 +51,12 @@ async def test_add_rotate_remove_change_the_file_and_print_the_secret_once(confi
         status, secret, said = await tunnel("credential", "add", "bob", "--config", config, *limits)
         assert (status, secret.count("\n")) == (0, 1)
         assert "SIGHUP" in said
+        line = next(line for line in said.splitlines() if line.startswith("    TUNNEL_SECRET_FILE=FILE tunnel expose"))
+        assert line.split()[4:7] == ["--relay", "tls://127.0.0.1:0", "--credential"]
+        assert "--pin sha256:" in line
         assert config.read_text().startswith(before)  # noqa: ASYNC240
         assert secret.strip() not in config.read_text() + said  # noqa: ASYNC240
+        assert " --host " not in line
         bob = load(config).credential[1]
         assert (bob.name, bob.role, bob.max_tunnels, bob.ports) == ("bob", "user", 3, ("8000", "9000-9009"))
         assert bob.proof is not None
@@ -63,6 +68,23 @@ async def test_add_rotate_remove_change_the_file_and_print_the_secret_once(confi
         assert rotated.model_dump(exclude={"verifier"}) == bob.model_dump(exclude={"verifier"})
         assert (await tunnel("credential", "remove", "bob", "--config", config))[:2] == (0, "")
         assert config.read_text().rstrip() == before.rstrip()  # noqa: ASYNC240
+
+
+async def test_set_changes_limits_and_keys_and_nothing_else(config: Path, tmp_path: Path) -> None:
+    key = tmp_path / "id.pub"
+    key.write_text(asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode())
+    with trio.fail_after(PATIENCE):
+        old = load(config).credential[0]
+        changes = ("--max-tunnels", "3", "--unset", "max_total_visitors", "--ports", "8000", "--ssh-key", key)
+        status, printed, _ = await tunnel("credential", "set", "agent", "--config", config, *changes)
+        assert (status, printed) == (0, "")
+        new = load(config).credential[0]
+        assert (new.max_tunnels, new.max_total_visitors, new.ports) == (3, None, ("8000",))
+        assert len(new.authorized_keys or ()) == 1
+        changed = {"max_tunnels", "max_total_visitors", "ports", "authorized_keys"}
+        assert new.model_dump(exclude=changed) == old.model_dump(exclude=changed)
+        assert (await tunnel("credential", "set", "agent", "--config", config, "--ssh-key", key))[0] == 0
+        assert len(load(config).credential[0].authorized_keys or ()) == 2
 
 
 async def test_the_mode_of_the_file_and_a_symbolic_link_are_kept(config: Path, tmp_path: Path) -> None:
@@ -95,6 +117,9 @@ async def test_list_shows_no_verifier(config: Path) -> None:
         (["add", "bob", "--ports", "x"], 78, "is not a port range"),
         (["remove", "bob"], 64, "no credential 'bob'"),
         (["remove", "agent"], 78, "lets anyone open tunnels"),
+        (["set", "bob", "--max-tunnels", "1"], 64, "no credential 'bob'"),
+        (["set", "agent"], 64, "nothing to change"),
+        (["set", "agent", "--unset", "quota"], 64, "credential 'agent' has no quota"),
         (["rotate", "bob"], 64, "no credential 'bob'"),
         (["rotate", "agent", "--credential", "admin"], 64, "no secret for the credential 'admin'"),
     ],
@@ -127,3 +152,10 @@ async def test_an_admin_credential_reloads_the_running_relay(config: Path) -> No
             assert (wrong[0], "not reloaded, so the old configuration is still in force" in wrong[2]) == (77, True)
         stopped = await tunnel("credential", "add", "dave", *as_boss, secret=boss.strip())
         assert (stopped[0], "the relay will read the new file when it starts" in stopped[2]) == (0, True)
+
+
+@pytest.mark.parametrize(("names", "host"), [(["alice-*", "blog"], "blog"), (["alice-*"], "any")])
+async def test_the_printed_command_has_a_host_name_of_the_credential(config: Path, names: list[str], host: str) -> None:
+    words = [word for name in names for word in ("--names", name)]
+    _status, _secret, said = await tunnel("credential", "add", "alice", "--config", config, *words)
+    assert f"tunnel expose 8000 --host {host} --relay" in said

@@ -33,6 +33,9 @@ ARGUMENTS = {
     "trim": ["t1", "1"],
     "release": ["80"],
     "pardon": ["192.0.2.1"],
+    "kick": ["t1", "192.0.2.1"],
+    "ban": ["192.0.2.1"],
+    "unban": ["192.0.2.1"],
     "share": ["blog", "--for", "2h"],
 }
 QUOTED = (

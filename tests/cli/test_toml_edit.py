@@ -49,6 +49,15 @@ def test_only_the_verifier_changes() -> None:
     assert toml_edit.rotated(TEXT, "bob", "new") == TEXT.replace('"b"', '"new"')
 
 
+def test_only_the_given_keys_change() -> None:
+    assert toml_edit.changed(TEXT, "alice", {"max_tunnels": 4}) == TEXT.replace("= 3", "= 4")
+    assert toml_edit.changed(TEXT, "alice", {"max_tunnels": None}) == TEXT.replace("max_tunnels = 3\n", "")
+    assert toml_edit.changed(TEXT, "bob", {"ports": None}) == TEXT.replace('ports = [\n    "5",\n]\n', "")
+    assert toml_edit.changed(TEXT, "bob", {"ports": ["6", "7"]}) == TEXT.replace('"5",', '"6",\n    "7",')
+    assert toml_edit.changed(TEXT, "bob", {"quota": 9}) == TEXT.replace('= "b"\n', '= "b"\nquota = 9\n')
+    assert toml_edit.changed(TABLE.rstrip(), "alice", {"quota": 9}) == f"{TABLE}quota = 9\n"
+
+
 def test_a_table_is_added_at_the_end() -> None:
     table = {"name": "carol", "ports": ["7", "8-9"], "max_ttl": 5.0}
     assert toml_edit.added(TEXT, table).startswith(TEXT)

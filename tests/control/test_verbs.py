@@ -64,6 +64,7 @@ ABOUT_A_TUNNEL = {
     "watch {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "share {} 60": ("usage", "no-such-tunnel", "not-allowed", "usage", "not-allowed"),  # they have no host name
     "trim {} 0": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
+    "kick {} 192.0.2.7": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "join {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "leave {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
@@ -76,10 +77,20 @@ ABOUT_ALL = {
     "reservations": ("ok", "ok", "ok", "not-allowed"),
     "release blog": ("no-such-tunnel", "not-allowed", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "ok", "not-allowed"),
+    "visitTunnel shell@AAECAwQFBgcICQoLDA0ODxAREhM": ("usage", "not-allowed", "usage", "not-allowed"),  # over HTTP
+    "inviteVisitor shell@AAECAwQFBgcICQoLDA0ODxAREhM x 9": (
+        "no-such-tunnel",
+        "not-allowed",
+        "no-such-tunnel",
+        "not-allowed",
+    ),
     "status": ("not-allowed", "ok", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "ok", "not-allowed"),
     "pardon 192.0.2.7": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "ban 192.0.2.7 60": ("not-allowed", "not-allowed", "ok", "not-allowed"),
+    "unban 192.0.2.9": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # it is not banned
+    "bans": ("not-allowed", "ok", "ok", "not-allowed"),
     "certificates": ("not-allowed", "ok", "ok", "not-allowed"),
     "renew blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
     "tryCertificate blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -15,6 +16,9 @@ from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, T
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
+
+if TYPE_CHECKING:
+    from tunneld.tls.identity import Identity
 
 AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
 """The agent needs a tunnel that outlives its connections, and a header that tells it about each visitor."""
@@ -34,6 +38,12 @@ class TunnelRequest:
     limits: PoolLimits = field(default_factory=PoolLimits)
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
+    identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+
+    @property
+    def open_options(self) -> Mapping[str, Value]:
+        """The options of openTunnel, with our node id where there is one."""
+        return self.options if self.identity is None else {**self.options, "node": str(self.identity.id)}
 
     def with_options(self, **options: Value) -> TunnelRequest:
         """The same request with these options in addition, or changed."""
@@ -43,6 +53,8 @@ class TunnelRequest:
         """The same request for a tunnel that gets its public address again: its port, or the host name that was
         chosen.
         """
+        if "private" in self.options:
+            return self  # the address is the name and the id of the node
         first, comma, rest = str(self.options.get("host", "")).partition(",")
         if not first:
             return self.with_options(client_port=client.port)

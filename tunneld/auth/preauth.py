@@ -27,6 +27,7 @@ from tunneld.config.schema import ControlSettings
 from tunneld.config.values import Startups
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import is_loopback, parse_network
+from tunneld.policy.bans import Bans
 from tunneld.policy.networks import NetworkSet, read_address
 
 MAX_KNOWN_CLAIMS = 64
@@ -42,6 +43,8 @@ class PreauthReason(Enum):
     "Its source has `max_startups_per_source` unauthenticated connections."
     PENALTY = "penalty"
     "Its source failed to authenticate too often."
+    BANNED = "banned"
+    "An administrator has banned its network."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,16 @@ class PreauthLimiter:
     """Counts the unauthenticated connections of one relay, over all services, and holds the penalties of sources.
 
     `settings` is called at each decision. `exempt` says which addresses have no limit per source and no penalty, in
-    addition to `trusted_networks`.
+    addition to `trusted_networks`. `bans` keep all connections of a network out, but not those of exempt ones.
     """
 
-    def __init__(self, settings: Callable[[], ControlSettings], exempt: Callable[[str], bool] = is_loopback) -> None:
+    def __init__(
+        self,
+        settings: Callable[[], ControlSettings],
+        exempt: Callable[[str], bool] = is_loopback,
+        bans: Bans | None = None,
+    ) -> None:
+        self._bans = bans if bans is not None else Bans()
         self.refusals: Counter[PreauthReason] = Counter()
         self._settings = settings
         self._exempt = exempt
@@ -111,6 +120,8 @@ class PreauthLimiter:
         caller releases the slot when the connection has authenticated, or closes it with the connection.
         """
         source = self._source(host)
+        if (banned := self._refuse_banned(source, host, now)) is not None:
+            return banned
         of_source = 0 if source is None else self._by_source[source]
         counts = PreauthCounts(self._total, of_source, self._penalty_of_connection(source, of_source, now))
         if (refusal := self._decide(counts, random_number)) is not None:
@@ -124,7 +135,10 @@ class PreauthLimiter:
         """The refusal of a connection from a source with a penalty, counted; else None. For connections that take no
         place.
         """
-        return self._decide(PreauthCounts(0, 0, self._penalty_of_connection(self._source(host), 0, now)), 0.0)
+        source = self._source(host)
+        if (banned := self._refuse_banned(source, host, now)) is not None:
+            return banned
+        return self._decide(PreauthCounts(0, 0, self._penalty_of_connection(source, 0, now)), 0.0)
 
     def is_exempt(self, host: str) -> bool:
         """Whether `host` has no limit per source and no penalty."""
@@ -183,6 +197,12 @@ class PreauthLimiter:
         return self._penalties.pardon(source)
 
     # Internals
+
+    def _refuse_banned(self, source: int | None, host: str, now: float) -> PreauthRefusal | None:
+        if source is None or not self._bans.covers(host, now):
+            return None
+        self.refusals[PreauthReason.BANNED] += 1
+        return PreauthRefusal(PreauthReason.BANNED, "your address is banned by an administrator of the relay")
 
     def _penalty_of_connection(self, source: int | None, of_source: int, now: float) -> float:
         """Seconds for which a new connection is refused; 0.0 where it gets a place kept for a known source."""

@@ -71,6 +71,12 @@ VERBS = (
         "print a link that lets visitors into a host name with a password, until it expires",
         [("name", "NAME", "label or host name of the tunnel, or id, URI or port, as shown by `tunnel list`")],
     ),
+    Verb(
+        "kick",
+        "kick",
+        "disconnect a visitor of a tunnel, or all from an address or network",
+        [REFERENCE, ("visitor", "VISITOR", "the visitor as shown by `tunnel show`, or an address or network")],
+    ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon"),
     Verb(
@@ -91,6 +97,14 @@ VERBS = (
         "unblock an address: forget the failed logins from it",
         [("address", "ADDRESS", "the address, as shown by `tunnel penalties`")],
     ),
+    Verb(
+        "ban",
+        "ban",
+        "keep an address or network away from all tunnels for some time, and disconnect its visitors",
+        [("network", "NETWORK", "the address or network")],
+    ),
+    Verb("unban", "unban", "end a ban", [("network", "NETWORK", "the network, as shown by `tunnel bans`")]),
+    Verb("bans", "bans", "list the banned networks"),
     Verb("reload", "reload", "make the daemon read its configuration file again"),
     Verb("restart", "restart", "restart the daemon, keeping tunnels and tcp connections"),
     Verb("shutdown", "shutdown", "stop the daemon"),
@@ -112,6 +126,8 @@ def add_verb(parser: Parser, verb: Verb) -> None:
             parser.add_argument("--wait", action="store_true", help=help_text)
         case "share":
             _add_share(parser)
+        case "ban":
+            _add_ban(parser)
         case "close":
             help_text = "keep the address reserved for the next tunnel of the same name and owner"
             parser.add_argument("--keep", action="store_true", help=help_text)
@@ -128,6 +144,14 @@ def _add_share(parser: Parser) -> None:
     help_text = "how long the link is valid: 2h, 30m, 7d or seconds"
     ways.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
     ways.add_argument("--revoke", action="store_true", help="make all links to it void")
+
+
+def _add_ban(parser: Parser) -> None:
+    from tunneld.cli.access import parsed  # noqa: PLC0415 - as above
+    from tunneld.policy.units import parse_duration  # noqa: PLC0415 - as above
+
+    help_text = "how long: 30m, 7d or seconds, at most 30d (default: 1h)"
+    parser.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:

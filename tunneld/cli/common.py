@@ -214,6 +214,11 @@ def _report(program: str, error: BaseException) -> int:
     """Print why the command ended, and return the exit status."""
     leaves = list(leaves_of(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
+    if (missing := next((leaf for leaf in leaves if isinstance(leaf, ModuleNotFoundError)), None)) is not None:
+        # The agent as a single file has only what an agent needs, and an extra may not be installed.
+        complain(_as_error(f"{program}: this needs the Python module {missing.name}, which is not installed here"))
+        complain(_as_error("  use a full installation of tunneld, with its extras: pip install 'tunneld[acme,dns]'"))
+        return os.EX_UNAVAILABLE
     if any(not isinstance(leaf, TunneldError | KeyboardInterrupt) for leaf in leaves):
         complain(_as_error(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
         return os.EX_SOFTWARE

@@ -10,6 +10,8 @@ import argparse
 import codecs
 import os
 import secrets
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,15 +46,65 @@ COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 async def add(options: argparse.Namespace) -> int:
     """Add a credential and print its new secret."""
     secret = secrets.token_urlsafe(SECRET_BYTES)
-    limits = {key: value for key in GRANT_LIMITS if (value := getattr(options, key)) is not None}
-    new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **limits}
+    new = {"name": options.name, "role": options.role, "verifier": make_verifier(secret), **_limits(options)}
     if options.ssh_key:
-        from tunneld.config.ssh_keys import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
-
-        new["authorized_keys"] = [read_public_key(file) for file in options.ssh_key]
+        new["authorized_keys"] = _keys(options)
     status = await _edit(options, lambda text: toml_edit.added(text, new))
+    complain(f"tunnel: on the other machine, run:\n\n    {_command_line(load(_path(options)), options, secret)}\n")
     say(secret)
     return status
+
+
+async def change(options: argparse.Namespace) -> int:
+    """Change the role, the limits and the SSH keys of a credential. Its secret and the rest are kept."""
+    new = {**_limits(options), **dict.fromkeys(options.unset)}
+    if options.role:
+        new["role"] = options.role
+    if not new and not options.ssh_key:
+        raise UsageError("nothing to change; give a limit such as --max-tunnels 5, --role, --ssh-key or --unset KEY")
+
+    def edited(text: str) -> str:
+        if options.ssh_key:
+            before = next((one for one in toml_edit.credentials(text) if one.get("name") == options.name), {})
+            new["authorized_keys"] = [*before.get("authorized_keys", []), *_keys(options)]
+        return toml_edit.changed(text, options.name, new)
+
+    return await _edit(options, edited)
+
+
+def _limits(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key in GRANT_LIMITS if (value := getattr(options, key)) is not None}
+
+
+def _keys(options: argparse.Namespace) -> list[str]:
+    """The public keys to add, as lines of authorized_keys. Raises `UsageError`."""
+    from tunneld.config.ssh_keys import read_public_key  # noqa: PLC0415  # asyncssh takes half a second to import
+
+    return [read_public_key(file) for file in options.ssh_key]
+
+
+def _command_line(settings: Settings, options: argparse.Namespace, secret: str) -> str:
+    """The command for the machine that will use a new credential. It has the secret only where a person sees both: a
+    file or a program that gets standard output has the secret from there.
+    """
+    control = settings.control
+    host = settings.tunnels.advertised_host or (control.host if not is_wildcard(control.host) else "RELAY")
+    relay = join_host_port(host, control.port)
+    pin = first_fingerprint(control.tls.certificate) if control.tls else ""
+    words = [
+        f"TUNNEL_SECRET={secret}" if sys.stdout.isatty() else "TUNNEL_SECRET_FILE=FILE",
+        f"tunnel expose 8000{_host(options)}" if options.role == "user" else "tunnel list",
+        f"--relay {'tls://' if pin else ''}{relay} --credential {shlex.quote(options.name)}",
+        *([f"--pin {pin}"] if pin else []),
+    ]
+    return " ".join(words)
+
+
+def _host(options: argparse.Namespace) -> str:
+    """The option for a host name, if the new credential has names of its own."""
+    if not options.names:
+        return ""
+    return f" --host {next((name for name in options.names if '*' not in name), 'any')}"
 
 
 async def rotate(options: argparse.Namespace) -> int:

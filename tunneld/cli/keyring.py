@@ -22,6 +22,7 @@ Run = Callable[[argparse.Namespace], Awaitable[int]]
 
 ACTIONS = (
     ("add", "add a credential and print its new secret"),
+    ("set", "change the role, the limits or the SSH keys of a credential"),
     ("remove", "remove a credential"),
     ("list", "list the credentials, without their secrets"),
     ("rotate", "replace the secret of a credential and print the new one"),
@@ -29,7 +30,7 @@ ACTIONS = (
 
 
 def add_credential(parser: Parser) -> None:
-    """Add the commands `add`, `remove`, `list` and `rotate` with their options."""
+    """Add the commands `add`, `set`, `remove`, `list` and `rotate` with their options."""
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, what in ACTIONS:
         action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
@@ -40,15 +41,19 @@ def add_credential(parser: Parser) -> None:
         else:
             action.add_argument("name", metavar="NAME", help="name of the credential")
             add_credential_options(action.add_argument_group("credential options, for reloading the relay"))
-        if name == "add":
-            _add_limits(action.add_argument_group("permissions and limits, see tunnel.toml(5)"))
+        if name in {"add", "set"}:
+            limits = action.add_argument_group("permissions and limits, see tunnel.toml(5)")
+            _add_limits(limits, "user" if name == "add" else None)
+        if name == "set":
+            unset = "remove this limit, such as max_tunnels; may be repeated"
+            limits.add_argument("--unset", metavar="KEY", action="append", default=[], choices=GRANT_LIMITS, help=unset)
         action.set_defaults(command=_command(name))
 
 
-def _add_limits(group: argparse._ArgumentGroup) -> None:
+def _add_limits(group: argparse._ArgumentGroup, role: str | None) -> None:
     add = group.add_argument
     add("--ssh-key", metavar="FILE", type=Path, action="append", default=[], help=SSH_KEY)
-    add("--role", choices=ROLES, default="user", help=ROLE)
+    add("--role", choices=ROLES, default=role, help=ROLE if role else ROLE.partition("; default")[0])
     for key, limit in GRANT_LIMITS.items():
         flag = f"--{key.replace('_', '-')}"
         if limit.is_list:
@@ -63,6 +68,7 @@ def _command(name: str) -> Run:
 
         actions = {
             "add": credential.add,
+            "set": credential.change,
             "remove": credential.remove,
             "list": credential.list_credentials,
             "rotate": credential.rotate,

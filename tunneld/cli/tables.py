@@ -81,6 +81,7 @@ PENALTIES = (
     *(TableColumn(key) for key in ("address", "scope", "credential")),
     *(TableColumn(key, right=True) for key in ("failures", "left")),
 )
+BANS = (TableColumn("network"), TableColumn("left", right=True))
 CERTIFICATES = (
     *(TableColumn(key) for key in ("names", "source")),
     *(TableColumn(key, right=True) for key in ("expires", "renews")),

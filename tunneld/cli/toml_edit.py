@@ -63,6 +63,39 @@ def rotated(text: str, name: str, verifier: str) -> str:
     return _verified(text, "".join(lines), [*tables[:index], new, *tables[index + 1 :]])
 
 
+def changed(text: str, name: str, keys: Table) -> str:
+    """Set keys of a credential; None removes one. Raises `UsageError` if there is no such credential or key."""
+    tables, index = credentials(text), _index(text, name)
+    new, edited = dict(tables[index]), text
+    for key, value in keys.items():
+        if value is None and key not in new:
+            raise UsageError(f"credential {name!r} has no {key}")
+        new[key] = value
+        edited = _with_key(edited, index, key, value)
+    kept = {key: value for key, value in new.items() if value is not None}
+    return _verified(text, edited, [*tables[:index], kept, *tables[index + 1 :]])
+
+
+def _with_key(text: str, index: int, key: str, value: object) -> str:
+    """The text with another value of a key, in place of the old one or at the end of the table; None: without it."""
+    lines, start, end = _span(text, index)
+    found = re.compile(rf"\s*{key}\s*=")
+    first = next((at for at in range(start, end) if found.match(lines[at])), end)
+    after = next((at for at in range(first + 1, end + 1) if _is_toml("".join(lines[first:at]))), first)
+    if first == end:
+        lines[end - 1] = lines[end - 1].removesuffix("\n") + "\n"  # the last line of a file may lack its end
+    lines[first:after] = [] if value is None else [tomli_w.dumps({key: value})]
+    return "".join(lines)
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
 def credentials(text: str) -> list[dict[str, Any]]:
     """Parse the tables. Raises `UsageError` if the text is not TOML, or `credential` is not an array of tables."""
     found = _read(text).get(KEY, [])

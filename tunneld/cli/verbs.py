@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tunneld.cli.access import access, form
 from tunneld.cli.common import on_interrupt, printable, say
 from tunneld.cli.tables import (
+    BANS,
     CHANGES,
     PENALTIES,
     RESERVATIONS,
@@ -179,6 +180,28 @@ async def trim(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("trim", options.ref, options.count)).text, shape)
 
 
+async def kick(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("kick", options.ref, options.visitor)).text, shape)
+
+
+async def ban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    seconds = () if options.seconds is None else (f"{options.seconds:g}",)
+    return text((await client.call("ban", options.network, *seconds)).text, shape)
+
+
+async def unban(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    return text((await client.call("unban", options.network)).text, shape)
+
+
+async def bans(client: Client, _options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of bans."""
+    records = (await client.call("bans")).items
+    return "no bans\n" if shape is Form.PEOPLE and not records else table(records, BANS, shape)
+
+
 async def share(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the link, or the answer of the relay."""
     word = "revoke" if options.revoke else str(options.seconds)
@@ -212,11 +235,15 @@ RUN: Mapping[str, Run] = {
     "reservations": reservations,
     "release": release,
     "share": share,
+    "kick": kick,
     "watch": watch,
     "status": status,
     "settings": settings,
     "penalties": penalties,
     "pardon": pardon,
+    "ban": ban,
+    "unban": unban,
+    "bans": bans,
     "reload": reload,
     "restart": restart,
     "shutdown": shut_down,

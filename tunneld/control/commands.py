@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
+from tunneld.control.bans import ban, kick, list_bans, unban
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -38,7 +39,7 @@ from tunneld.control.verbs import (
     try_certificate,
     watch_tunnels,
 )
-from tunneld.control.visits import visit_tunnel
+from tunneld.control.visits import invite_visitor, visit_tunnel
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
@@ -158,10 +159,25 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "visitTunnel",
-            "NAME@ID",
+            "NAME@ID|TICKET",
             "make this connection a visitor of a private tunnel",
             visit_tunnel,
             arguments=ONE_ARGUMENT,
+            role=None,  # with a ticket; else it requires the role user, as any other
+        ),
+        Command(
+            "inviteVisitor",
+            "NAME@ID TICKET SECONDS",
+            "let a visitor without a credential ask for a private tunnel",
+            invite_visitor,
+            arguments=(3, 3),
+        ),
+        Command(
+            "kick",
+            f"{TUNNEL_REFERENCE} VISITOR|NETWORK",
+            "disconnect a visitor of a tunnel, or all from an address or network",
+            kick,
+            arguments=(2, 2),
         ),
         Command(
             "watch",
@@ -212,6 +228,23 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),
+        Command(
+            "ban",
+            "NETWORK [SECONDS]",
+            "keep an address or network out for some time, and disconnect its visitors",
+            ban,
+            arguments=(1, 2),
+            role=Role.ADMIN,
+        ),
+        Command(
+            "unban",
+            "NETWORK",
+            "end a ban",
+            unban,
+            arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
         Command(
             "certificates",
             "",

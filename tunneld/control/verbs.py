@@ -307,6 +307,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "certificate": _certificate_problem(tunnel) or None,
         "host": ",".join(map(str, spec.names)) or None,
         "private": str(spec.private) if spec.private is not None else None,
         "host_header": options.host_header or None,
@@ -333,3 +334,11 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "up": up,
         "down": down,
     }
+
+
+def _certificate_problem(tunnel: Tunnel) -> str:
+    """Why visitors of a host name of this tunnel cannot come with https, although they should."""
+    names = tunnel.spec.services.names
+    if names is None or tunnel.spec.options.tls == "pass":
+        return ""
+    return next((reason for name in tunnel.spec.names if (reason := names.why_uncertified(name.name))), "")

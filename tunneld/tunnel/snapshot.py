@@ -72,6 +72,10 @@ QuarantinedPort = tuple[int, tuple[str, str], float]
 """A freed port, its last owner, and the seconds since it was freed; see policy/ports."""
 
 
+TimedBan = tuple[str, float]
+"""A banned network, and the seconds that are left; see policy/bans."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceCounters:
     """The counters of the service for tunnels that have closed."""
@@ -90,3 +94,4 @@ class ServiceSnapshot:
     counters: ServiceCounters = ServiceCounters()
     tunnels: Sequence[tuple[str, TunnelSnapshot]] = ()
     quarantined: Sequence[QuarantinedPort] = ()  # oldest first
+    bans: Sequence[TimedBan] = ()

@@ -21,6 +21,7 @@ from tunneld.engine.budget import CostShare, TurnBudget
 from tunneld.engine.throttle import TokenBucket
 from tunneld.policy.access import Grant
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
+from tunneld.policy.bans import Bans
 from tunneld.policy.places import share_of
 
 DESCRIPTORS_PER_VISITOR = 3
@@ -63,9 +64,10 @@ class HasServerConnections(Protocol):
 class Tenant:
     """One owner of tunnels."""
 
-    def __init__(self, limits: TenantLimits = NO_LIMITS) -> None:
-        """`limits` are those in force."""
+    def __init__(self, limits: TenantLimits = NO_LIMITS, bans: Bans | None = None) -> None:
+        """`limits` are those in force, `bans` those of the relay."""
         self.limits = limits
+        self.bans = bans if bans is not None else Bans()
         self.visitors = 0  # connected or waiting
         self.server_sides: set[HasServerConnections] = set()  # of its open tunnels
         self._bucket: TokenBucket | None = None
@@ -107,8 +109,11 @@ class Tenant:
 class Tenants:
     """The owners of open tunnels."""
 
-    def __init__(self, descriptors: int) -> None:
-        """`descriptors` is how many the process may open for tunnels. Nothing is limited before `apply`."""
+    def __init__(self, descriptors: int, bans: Bans | None = None) -> None:
+        """`descriptors` is how many the process may open for tunnels. Nothing is limited before `apply`. `bans` keep
+        visitors away from all of them.
+        """
+        self._bans = bans if bans is not None else Bans()
         self._pool = max(1, descriptors // DESCRIPTORS_PER_VISITOR)
         self._known: WeakValueDictionary[tuple[str, str], Tenant] = WeakValueDictionary()
         self._limits: dict[str, TenantLimits] = {}  # by credential
@@ -125,5 +130,5 @@ class Tenants:
         key = (credential, "" if credential else host)
         tenant = self._known.get(key)
         if tenant is None:
-            self._known[key] = tenant = Tenant(self._limits.get(credential, NO_LIMITS))
+            self._known[key] = tenant = Tenant(self._limits.get(credential, NO_LIMITS), self._bans)
         return tenant

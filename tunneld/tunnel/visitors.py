@@ -12,7 +12,7 @@ the tunnel's `EffectiveLimits`. Refusals are counted, published as events, and l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -73,6 +73,7 @@ class VisitorRelays:
             throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
         self._throttle = throttle
         self._dropped = False
+        self._kicked: dict[Relay, str] = {}  # why each was kicked, until it has ended
 
     def __len__(self) -> int:
         return len(self.relays)
@@ -106,7 +107,9 @@ class VisitorRelays:
                 RefusalKind.FULL, f"limit reached: {limits.max_waiting} visitors are waiting (tunnels.max_waiting)"
             )
         tenant, refusal = self._tenant, None
-        if tenant.visitors >= tenant.limits.visitors:
+        if tenant.bans.ends and tenant.bans.covers(visitor.peer[0], trio.current_time()):
+            refusal = AdmissionRefusal(RefusalKind.ADDRESS, "its address is banned (tunnel bans)")
+        elif tenant.visitors >= tenant.limits.visitors:
             refusal = tenant.refuse_visitor()
         elif self._admission is not None:
             refusal = self._admission.admit(visitor.peer[0], trio.current_time())
@@ -166,16 +169,25 @@ class VisitorRelays:
         self._ended_down += relay.down
         if self._dropped:  # together with the tunnel; its `closed` event is out already
             return
+        reason = self._kicked.pop(relay, "") or str(end)
         if self._events.watched:
             self._events.publish(
-                "left", id=self._tunnel, up=relay.up, down=relay.down, reason=str(end), **{"from": format_peer(peer)}
+                "left", id=self._tunnel, up=relay.up, down=relay.down, reason=reason, **{"from": format_peer(peer)}
             )
-        self._owner.on_visitor_left("" if self._limits.persist else str(end))
+        self._owner.on_visitor_left("" if self._limits.persist else reason)
 
     def _on_quota_used_up(self) -> None:
         self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
-    # All of them
+    # Several of them
+
+    def kick(self, chosen: Callable[[Peer], bool], reason: str) -> int:
+        """Cut the connections of the visitors with a chosen address; returns how many. `reason` is for the event."""
+        relays = [relay for relay, peer in self.relays.items() if chosen(peer)]
+        for relay in relays:
+            self._kicked[relay] = reason
+            relay.drop()
+        return len(relays)
 
     def drop(self) -> None:
         """Drop all relays, because the tunnel has closed."""

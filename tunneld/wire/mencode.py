@@ -86,9 +86,9 @@ def decode(data: bytes, limits: MencodeLimits = DEFAULT_LIMITS) -> Value:
     decoder = _Decoder(data, limits)
     value, end = decoder.value(0, 0)
     if isinstance(value, UnknownValue):
-        raise UnknownTypeError(f"value of the unknown type {_excerpt(value.type_name)}")
+        raise UnknownTypeError(f"mencode value of the unknown type {_excerpt(value.type_name)}")
     if end != len(data):
-        raise MencodeError(f"octet {end}: the value has ended, but {len(data) - end} octets follow")
+        raise MencodeError(f"mencode octet {end}: the value has ended, but {len(data) - end} octets follow")
     return value
 
 
@@ -166,11 +166,11 @@ class _Decoder:
             return None, start
         if kind in (_LIST, _DICTIONARY):
             if depth >= self._limits.depth:
-                raise MencodeError(f"octet {at}: nested deeper than {self._limits.depth} levels")
+                raise MencodeError(f"mencode octet {at}: nested deeper than {self._limits.depth} levels")
             return self._list(start, depth) if kind == _LIST else self._dictionary(start, depth)
         atom, end = self._atom(start)
         if self._data[end : end + 1] != b")":
-            raise MencodeError(f"octet {end}: expected the closing parenthesis of a value")
+            raise MencodeError(f"mencode octet {end}: expected the closing parenthesis of a value")
         return (atom if kind == _STRING else self._integer(atom, start)), end + 1
 
     def _list(self, at: int, depth: int) -> tuple[Value, int]:
@@ -186,9 +186,9 @@ class _Decoder:
         while not self._closes(at):
             key, end = self.value(at, depth + 1)
             if not isinstance(key, int | bytes):
-                raise MencodeError(f"octet {at}: a dictionary key must be a string or an integer")
+                raise MencodeError(f"mencode octet {at}: a dictionary key must be a string or an integer")
             if previous is not None and order(previous) >= order(key):
-                raise MencodeError(f"octet {at}: dictionary keys must be strictly ascending")
+                raise MencodeError(f"mencode octet {at}: dictionary keys must be strictly ascending")
             previous = key
             value, at = self.value(end, depth + 1)
             if not isinstance(value, UnknownValue):
@@ -197,18 +197,18 @@ class _Decoder:
 
     def _integer(self, decimal: bytes, at: int) -> int:
         if len(decimal.lstrip(b"-")) > self._limits.integer_digits:
-            raise MencodeError(f"octet {at}: integer has more than {self._limits.integer_digits} digits")
+            raise MencodeError(f"mencode octet {at}: integer has more than {self._limits.integer_digits} digits")
         if not _DECIMAL.fullmatch(decimal):
-            raise MencodeError(f"octet {at}: {_excerpt(decimal)} is not a canonical decimal number")
+            raise MencodeError(f"mencode octet {at}: {_excerpt(decimal)} is not a canonical decimal number")
         return int(decimal)
 
     def _unknown(self, at: int, depth: int) -> tuple[UnknownValue, int]:
         """Skip a list that begins with an atom we do not know: atoms and lists up to its end."""
         if self._data[at : at + 1] != b"(":
-            raise MencodeError(f"octet {at}: expected the opening parenthesis of a value")
+            raise MencodeError(f"mencode octet {at}: expected the opening parenthesis of a value")
         type_name, end = self._atom(at + 1)
         if type_name in (b"null", b"string", b"int", b"list", b"dict"):
-            raise MencodeError(f"octet {end}: expected the closing parenthesis of a value")  # only null gets here
+            raise MencodeError(f"mencode octet {end}: expected the closing parenthesis of a value")
         nested = 1
         while nested:
             self._count(end)
@@ -219,7 +219,7 @@ class _Decoder:
                 nested += 1
                 end += 1
                 if depth + nested > self._limits.depth:
-                    raise MencodeError(f"octet {end - 1}: nested deeper than {self._limits.depth} levels")
+                    raise MencodeError(f"mencode octet {end - 1}: nested deeper than {self._limits.depth} levels")
             else:
                 end = self._atom(end)[1]
         return UnknownValue(type_name), end
@@ -227,22 +227,23 @@ class _Decoder:
     def _atom(self, at: int) -> tuple[bytes, int]:
         length = _ATOM.match(self._data, at)
         if length is None:
-            raise MencodeError(f"octet {at}: expected a length of 1 to {MAX_LENGTH_DIGITS} digits and a colon")
+            raise MencodeError(f"mencode octet {at}: expected a length of 1 to {MAX_LENGTH_DIGITS} digits and a colon")
         start = length.end()
         end = start + int(length[1])
         if end > len(self._data):
-            raise MencodeError(f"octet {at}: {end - start} octets should follow, but only {len(self._data) - start} do")
+            left = len(self._data) - start
+            raise MencodeError(f"mencode octet {at}: {end - start} octets should follow, but only {left} do")
         return self._data[start:end], end
 
     def _closes(self, at: int) -> bool:
         if at >= len(self._data):
-            raise MencodeError(f"octet {at}: the data ends inside a value")
+            raise MencodeError(f"mencode octet {at}: the data ends inside a value")
         return self._data[at] == _CLOSE
 
     def _count(self, at: int) -> None:
         self._values_left -= 1
         if self._values_left < 0:
-            raise MencodeError(f"octet {at}: more than {self._limits.values} values")
+            raise MencodeError(f"mencode octet {at}: more than {self._limits.values} values")
 
 
 def _excerpt(octets: bytes) -> str:

@@ -24,7 +24,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, LimitReachedError
 from tunneld.net.address import HostName
-from tunneld.net.endpoint import Endpoint
+from tunneld.net.endpoint import Endpoint, parse_network
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Phase, Tunnel
@@ -285,8 +285,11 @@ async def test_records_and_quarantined_ports_continue(pair: ServicePair, mock_cl
     closed, tunnel = await pair.open(), await pair.open(name="web", persist="yes")
     before = pair.service.live.record_of(tunnel.id)
     await pair.service.close(closed.id)
+    pair.service.bans.add(parse_network("192.0.2.0/24"), trio.current_time() + 60)
     mock_clock.jump(20)
     await pair.move()
+    (ban,) = pair.service.bans.report(trio.current_time())
+    assert (str(ban.network), round(ban.left)) == ("192.0.2.0/24", 40)
     (after,) = await pair.service.directory.list()
     assert replace(after, opened=before.opened) == before
     freed = {port for port, _, _ in pair.service.directory.pool.quarantined(trio.current_time())}

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tunneld.config.schema import TunnelSettings
 from tunneld.daemon.handover.bundle import MissingError
 from tunneld.net.endpoint import Peer
-from tunneld.tunnel.snapshot import QuarantinedPort, ServiceCounters, TunnelCounters
+from tunneld.tunnel.snapshot import QuarantinedPort, ServiceCounters, TimedBan, TunnelCounters
 
 VERSION: Literal[2] = 2
 """Version of the format. One of version 1 is read, too, so that an update keeps connections: there, a tunnel had one
@@ -44,6 +44,7 @@ class HeaderEntry(_Entry):
     activated: tuple[str, ...]  # services with listeners of systemd
     counters: ServiceCounters
     quarantined: tuple[QuarantinedPort, ...] = ()
+    bans: tuple[TimedBan, ...] = ()
 
 
 class FlowEntry(_Entry):

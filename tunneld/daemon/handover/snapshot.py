@@ -76,6 +76,7 @@ def pack(snapshot: Snapshot, bundle: FdBundle) -> tuple[bytes, int]:
         activated=tuple(sorted(snapshot.activated)),
         counters=snapshot.service.counters,
         quarantined=tuple(snapshot.service.quarantined),
+        bans=tuple(snapshot.service.bans),
     )
     manifest = b"\n".join([*(line.model_dump_json().encode() for line in (header, *lines)), b"", b""])
     return manifest, sum(packing.closed for packing, _credential, _tunnel in tunnels)
@@ -105,7 +106,9 @@ def unpack(manifest: bytes, bundle: FdBundle) -> Snapshot:
             log.warning("tunnel could not be taken over", tunnel=id_in(line), reason=first_line(error))
     listeners = {service: bundle.take_all(inodes) for service, inodes in header.listeners.items()}
     quarantined = [(port, owner, seconds + gap) for port, owner, seconds in header.quarantined]
-    return Snapshot(listeners, frozenset(header.activated), ServiceSnapshot(header.counters, tunnels, quarantined))
+    bans = [(network, left - gap) for network, left in header.bans]
+    service = ServiceSnapshot(header.counters, tunnels, quarantined, bans)
+    return Snapshot(listeners, frozenset(header.activated), service)
 
 
 class _Packing:
