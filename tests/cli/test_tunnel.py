@@ -18,6 +18,8 @@ import trio
 import tunneld
 from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here, unused_port
 from tests.agent.test_expose import ask
+from tests.support.system import find_program
+from tunneld.cli.common import SHELLS
 from tunneld.cli.tunnel import main, parser
 from tunneld.net.endpoint import Endpoint
 
@@ -250,12 +252,38 @@ async def test_a_user_error_gives_a_message_and_an_exit_status(arguments: list[s
     assert says in done.stderr.decode()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--print-completion", shell])
     assert ended.value.code == 0
     assert "expose" in capsys.readouterr().out
+
+
+COMPLETE = {
+    "bash": ". ./script; COMP_WORDS=(tunnel show ''); COMP_CWORD=2; _shtab_tunnel; printf '%s\\n' \"${COMPREPLY[@]}\"",
+    "fish": "source ./script; complete -C 'tunnel show '",
+}
+"""Programs of shells that print the completions of the argument of `tunnel show`."""
+
+
+@pytest.mark.parametrize("shell", COMPLETE)
+def test_a_shell_completes_tunnels_and_executes_nothing_of_them(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    fake = tmp_path / "tunnel"
+    fake.write_text("#!/bin/sh\nprintf 't1\\tblog\\twebmux\\nt2\\t$(touch${IFS}evil)\\twebmux\\n'\n")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    command = [find_program(shell), "-c", COMPLETE[shell]]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert {"t1", "blog", "t2"} <= {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert not (tmp_path / "evil").exists()
 
 
 def test_the_environment_gives_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ COMPILED = any(_PUMP.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIX
 BUILD = f"{__version__} (compiled)" if COMPILED else __version__
 """The version as `--version` prints it."""
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 MAX_USAGE_LINES = 6
 """Lines of usage printed above an error; a longer usage is abbreviated."""
 INTERRUPTED = 128 + SIGINT
@@ -112,26 +112,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion SHELL`: shtab makes the script from the parser, so that it is always complete."""
+    """`--print-completion SHELL`."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, option: str | None = None) -> NoReturn:
-        import shtab  # noqa: PLC0415 - 60 ms that only this option needs
+        from tunneld.cli.completion import script  # noqa: PLC0415 - 60 ms that only this option needs
 
         assert isinstance(parser, Parser)
         parser.fill_all()
-        for action in _actions(parser):
-            if action.metavar == "FILE":
-                vars(action)["complete"] = shtab.FILE
-        say(shtab.complete(parser, shell))
+        say(script(parser, shell))
         parser.exit()
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from _actions(inner)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
