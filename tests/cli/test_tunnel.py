@@ -21,6 +21,7 @@ from tests.agent.test_expose import ask
 from tests.support.system import find_program
 from tunneld.cli.common import SHELLS
 from tunneld.cli.tunnel import main, parser
+from tunneld.errors import EndedError
 from tunneld.net.endpoint import Endpoint
 
 ROOT = Path(tunneld.__file__).parents[1]
@@ -133,6 +134,27 @@ async def test_events_are_lines_on_standard_error() -> None:
             assert await errors.line() == f"visitor {me}"
             refused = f"could not connect to 127.0.0.1:{port}: connection refused"
             assert (await errors.line()).endswith(f" visitor {me}: {refused}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"), [([], "closed: {}; 0 visitors served, 0 B up, 0 B down"), (["--quiet"], "tunnel: {}")]
+)
+async def test_there_is_one_closing_message(flag: list[str], line: str) -> None:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(PATIENCE))
+        relay = await stack.enter_async_context(relay_here())
+        target = await stack.enter_async_context(local_server(echo))
+        process = await stack.enter_async_context(running(relay, "expose", str(target), *flag))
+        await Reader(process.stdout).line()
+        tunnel_id = relay.tunnel.id
+        await relay.service.close(tunnel_id)
+        errors = Reader(process.stderr)
+        while (said := await errors.line())[0].isdigit():  # about lost connections, with the time
+            pass
+        assert said == line.format(f"tunnel {tunnel_id} was closed by request")
+        assert await process.wait() == EndedError.exit_status
+        assert process.stderr is not None
+        assert await process.stderr.receive_some() == b""
 
 
 async def test_json_lines_parse() -> None:
