@@ -81,6 +81,7 @@ COVERED_BY = {
     "cli/board.py": "cli/test_reporters.py",
     "cli/commands.py": "cli/test_terminal.py",
     "cli/common.py": "cli/test_tunneld.py",
+    "cli/completion.py": "cli/test_tunnel.py",
     "cli/expose.py": "cli/test_tunnel.py",
     "cli/expose_options.py": "cli/test_tunnel.py",
     "cli/keyring.py": "cli/test_credential.py",
