@@ -15,12 +15,13 @@ from setuptools import setup
 
 HOT = {
     "net": "dial liveness",
+    "tls": "connection session",
     "wire/webmux": "*",
     "wire/egtp": "delivery envelope fast frames streams",
     "wire": "chunked http1 proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport portable"
-        " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end tls_over_end"
+        " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end tls_over_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
     "egtp": "carrier channel link output",

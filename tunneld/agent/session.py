@@ -66,6 +66,7 @@ class TunnelSession:
         self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
         self._shortage: str | None = None  # of descriptors or ports, the same
         self._freed = trio.Event()  # a visitor has left
+        self._certificate_problem = ""
         self._backoff = Backoff()
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
 
@@ -204,11 +205,21 @@ class TunnelSession:
             await client.call("trim", self.tunnel.id, str(self.source.size))
             return
         try:
-            await client.get_tunnel_address(str(self.tunnel.server))
+            if self.tunnel.client.scheme == "https":
+                self._report_certificate((await client.show(str(self.tunnel.server)))[0])
+            else:
+                await client.get_tunnel_address(str(self.tunnel.server))
         except RefusedError as error:
             if error.reply_code != NoSuchTunnelError.code:
                 raise
             await self.check(client)
+
+    def _report_certificate(self, record: Mapping[str, str]) -> None:
+        """Report why the relay has no certificate for the host name; once for each reason."""
+        problem = record.get("certificate", "")
+        if problem and problem != self._certificate_problem:
+            self._reporter.report("uncertified", host=self.tunnel.client.host, reason=problem)
+        self._certificate_problem = problem
 
     async def _trim_all(self, client: Client) -> None:
         """Have the relay close parked connections until none is left or visitors are wanted again.

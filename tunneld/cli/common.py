@@ -51,19 +51,18 @@ class OutputGoneError(OutputError):
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` without abbreviated options and with exit status 64 for usage errors.
+    """`argparse` with exit status 64 for usage errors.
 
-    The parser of a command may get its options only when they are needed, from `fill`: the options of twenty commands
-    take most of the time in which `tunnel` starts.
+    The parser of a command may get its options only when they are needed: the options of twenty commands take most of
+    the time in which `tunnel` starts.
     """
 
-    def __init__(self, *args: Any, fill: Callable[[Parser], None] | None = None, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | options)
-        self._fill = fill
+    filled_by: Callable[[Parser], None] | None = None
+    """Adds the options, once."""
 
     def fill(self) -> None:
         """Add the options of this command, if that was put off."""
-        fill, self._fill = self._fill, None
+        fill, self.filled_by = self.filled_by, None
         if fill is not None:
             fill(self)
 
@@ -215,6 +214,11 @@ def _report(program: str, error: BaseException) -> int:
     """Print why the command ended, and return the exit status."""
     leaves = list(_leaves(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
+    if (missing := next((leaf for leaf in leaves if isinstance(leaf, ModuleNotFoundError)), None)) is not None:
+        # The agent as a single file has only what an agent needs, and an extra may not be installed.
+        complain(_as_error(f"{program}: this needs the Python module {missing.name}, which is not installed here"))
+        complain(_as_error("  use a full installation of tunneld, with its extras: pip install 'tunneld[acme,dns]'"))
+        return os.EX_UNAVAILABLE
     if any(not isinstance(leaf, TunneldError | KeyboardInterrupt) for leaf in leaves):
         complain(_as_error(f"{program}: internal error, please report it:\n{_traceback(error)}"), end="")
         return os.EX_SOFTWARE

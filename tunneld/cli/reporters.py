@@ -116,13 +116,15 @@ def public_address(client_uri: str, scheme: str) -> str:
 
 SENTENCES = {
     "visitor": "visitor {visitor}",
+    "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
+    "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
     "left": "left {visitor} up={up} down={down}: {reason}",
     "resumed": "reconnected: tunnel {id} is still open",
     "unhealthy": "the local server is unhealthy: {reason}",
     "healthy": "the local server is healthy again",
     "certified": "the certificate for {host} is there; its key stays on this machine",
-    "uncertified": "{reason}; check that the name leads to the relay, and that its HTTPS port is reached as port 443; "
-    "it is tried again",
+    "uncertified": "{reason}; check that the name leads to the relay, and that its ports for host names are reached as "
+    "80 and 443; it is tried again",
     "ended": "failed permanently: {reason}",
     "reconnecting": "reconnecting in {delay:g} s: {reason}",
 }

@@ -187,6 +187,7 @@ class Daemon:
         names.on_taken = lambda name, owner: orders.want(name.name, account_of(owner))
         names.on_freed = lambda name, _owner: orders.unwant(name.name)
         names.obtains_certificates = lambda: self.settings.acme.enabled
+        names.last_failure = orders.failure
         orders.on_failed = self._on_certificate_failed
 
     def _on_certificate_failed(self, name: str, reason: str) -> None:

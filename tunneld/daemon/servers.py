@@ -227,8 +227,9 @@ class Servers:
             await logging.start(self._access_log.run)
             async with trio.open_nursery() as nursery:
                 await nursery.start(ports.run)
-                await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
-                await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+                listen, listeners = self._engine.listen, self.listeners.by_service
+                await nursery.start(partial(listeners["names-http"].serve, ports.on_http, listen=listen))
+                await nursery.start(partial(listeners["names-https"].serve, ports.on_https, listen=listen))
                 task_status.started()
 
     def _take_agent(self, service: str, connection: socket.socket, peer: Peer) -> bool:

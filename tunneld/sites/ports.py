@@ -14,8 +14,7 @@ There is no default certificate: it would tell every scanner one of the relay's 
 A proxy in front that does not speak HTTP sends a PROXY protocol header ahead of the bytes of each visitor. It is taken
 off first, and from then on the connection is the visitor's: all limits are the ones of its address.
 
-    serve_sites
-    └─ TLS handshake ×N       see handshakes.py; everything else runs in the engine
+All of it runs in the engine, but for handshakes that wait for the certificate of a new name: see handshakes.py.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.accept import local_address
-from tunneld.net.endpoint import Peer, is_loopback
-from tunneld.policy.networks import ConfiguredNetworks
+from tunneld.net.endpoint import Peer
+from tunneld.policy.networks import ConfiguredNetworks, read_address
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
@@ -89,7 +88,7 @@ class SitePorts:
         connections that ask for these protocols (ALPN), `on_ssh` those of SSH clients.
         """
         self.places = PortPlaces(settings)
-        self.handshakes = SiteHandshakes(settings, certificates, orders, self._on_tls)
+        self.handshakes = SiteHandshakes(engine, settings, certificates, orders, self._on_tls)
         self._agents = agents or {}
         self._on_ssh = on_ssh
         self._names = names
@@ -102,7 +101,7 @@ class SitePorts:
         self._header_senders = ConfiguredNetworks(lambda: settings().proxy_protocol)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the TLS handshakes until cancelled; then close all connections."""
+        """Own the connections until cancelled; then close all of them."""
         try:
             await self.handshakes.run(task_status=task_status)
         finally:
@@ -144,7 +143,8 @@ class SitePorts:
     ) -> NewConnection | None:
         """Count one more connection; or close it, where there is no place."""
         host = str(peer[0])
-        place = self.places.enter(host, is_exempt=is_exempt or is_loopback(host) or host in self._http_proxies)
+        is_exempt = is_exempt or read_address(host).is_loopback or host in self._http_proxies
+        place = self.places.enter(host, is_exempt=is_exempt)
         if place is None:
             connection.close()
             return None

@@ -54,6 +54,7 @@ class Relay:
     control: ControlSettings = field(default_factory=ControlSettings)
     service: TunnelService = field(init=False)
     preauth: PreauthLimiter = field(init=False)
+    listener: ReloadableListener = field(init=False)
     port: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -105,7 +106,7 @@ async def relay(
         await nursery.start(handshakes.run)
         here.service = TunnelService(lambda: here.settings, engine, BACKENDS, KeyRegistry(), handshakes=handshakes)
         await nursery.start(here.service.run)
-        listener = ReloadableListener("ssh", sockets.bind_tcp(host, port))
+        here.listener = listener = ReloadableListener("ssh", sockets.bind_tcp(host, port))
         here.port = listener.port
         with here.scope:
             async with trio.open_nursery() as servers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -243,6 +244,24 @@ async def test_without_credentials_a_remote_client_needs_a_tunnels_key(
             tunnel = await here.open()
             async with client(openssh(here, *FORWARD, LOCAL, user=tunnel.server_uri.key)):
                 await here.until_served()
+
+
+async def test_a_client_behind_a_proxy_on_this_machine_is_a_remote_one() -> None:
+    """It comes by the HTTPS port, with its address in a PROXY header."""
+    with trio.fail_after(PATIENCE):
+        async with relay(exempt=False) as here, trio.open_nursery() as nursery:
+            (front,) = await trio.open_tcp_listeners(0, host=LOCAL)
+
+            async def pass_on(stream: trio.SocketStream) -> None:
+                assert here.listener.deliver(socket.socket(fileno=stream.socket.detach()), ("198.51.100.9", 4711))
+
+            nursery.start_soon(trio.serve_listeners, pass_on, [front])
+            command = openssh(front.socket.getsockname()[1], LOCAL, "list")
+            with structlog.testing.capture_logs() as logs:
+                async with client(command) as ssh:
+                    assert await ssh.ended() == 255
+            assert [one["peer"] for one in logs if one["event"] == "authentication failed"] == ["198.51.100.9"]
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_removed_credential_forwards_nothing_more(tmp_path: Path) -> None:
