@@ -33,7 +33,7 @@ class ModernEnvelopes:
         """See `NodeEnvelopes.seal`."""
         if node != self._peer:
             raise LocalProtocolError("a session has one peer")
-        return self._session.seal(message)
+        return b"".join(self._session.seal(message))
 
     def take_outgoing(self) -> list[bytes]:
         """See `NodeEnvelopes.take_outgoing`."""
