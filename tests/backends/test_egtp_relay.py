@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -234,6 +236,12 @@ async def test_an_unknown_classic_node_is_refused(engine: Engine, tmp_path: Path
         await b.ask(ARE_THERE_MESSAGES, MailQuery())
         for node in (a, b):
             node.far.socket.close()
+
+
+def test_nothing_of_the_classic_envelope_is_loaded_before_it_is_used() -> None:
+    code = "import sys, tunneld.backends.egtp_port; print(sorted(name for name in sys.modules if 'mesgen' in name))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 def test_the_classic_key_is_made_once_and_private(tmp_path: Path) -> None:

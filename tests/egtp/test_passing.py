@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.wire.egtp.mesgen.keys import A, B, counted
 from tunneld.egtp.mailbox import MESSAGE_COST, MailLimits
-from tunneld.egtp.passing import PassingLimits, PassingService
+from tunneld.egtp.passing import MAX_LISTED, PassingLimits, PassingService
 from tunneld.errors import NotAllowedError, RemoteProtocolError
 from tunneld.wire.egtp.addresses import CryptoStrategy, LowerStrategy, RelayStrategy, Strategy, TcpStrategy
 from tunneld.wire.egtp.ids import id_of, id_text
@@ -392,6 +392,16 @@ def test_the_rate_of_a_credential_is_limited() -> None:
     reason = relay.send(b"2")
     assert reason is not None
     assert reason.startswith("rate limit reached: credential 'home'")
+    with pytest.raises(NotAllowedError, match="rate limit reached"):
+        relay.poll()
+
+
+def test_a_response_lists_some_of_many_messages() -> None:
+    relay = Relay()
+    for number in range(MAX_LISTED + 1):
+        relay.send(b"%d" % number)
+    assert len(relay.poll(version=2).waiting) == MAX_LISTED
+    assert [len(relay.poll().messages) for _ in range(3)] == [MAX_LISTED, 1, 0]
 
 
 def test_quotas_are_reasons_of_failures() -> None:

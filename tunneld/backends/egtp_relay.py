@@ -28,7 +28,7 @@ from tunneld.egtp.modern import ModernEnvelopes
 from tunneld.egtp.passing import PassingLimits, PassingService
 from tunneld.egtp.service_connection import NodeEnvelopes, ServiceConnection
 from tunneld.egtp.service_task import READ_SIZE, serve_node
-from tunneld.errors import ConfigError, NotAllowedError, reason_of
+from tunneld.errors import ConfigError, NotAllowedError, RemoteProtocolError, reason_of
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.node_id import NodeId
 from tunneld.policy.access import Grant
@@ -155,8 +155,10 @@ class NodeRelay:
         own_id, sessions = self._classic_sessions()
         admits = lambda: self._new_sessions.take("", trio.current_time())  # noqa: E731
         served = self._connection(own_id, ClassicEnvelopes(sessions, admits), FrameReader())
-        served.receive(received)
+        done = served.receive(received)
         while served.heard is None:
+            if not done:
+                raise RemoteProtocolError("too many messages of unknown sessions")
             if served.outgoing:  # a reject: the node knows a former process of this relay
                 await trio.lowlevel.wait_writable(connection)
                 del served.outgoing[: connection.send(served.outgoing)]
@@ -164,7 +166,7 @@ class NodeRelay:
             data = connection.recv(READ_SIZE)
             if not data:
                 raise NothingReceivedError("the node closed the connection before it was known")
-            served.receive(data)
+            done = served.receive(data)
         self._start(connection, served, peer)
 
     # Internal

@@ -42,6 +42,9 @@ FRAME_OVERHEAD = 16 * 1024
 MAX_FIRST_FRAME = 256 * 1024
 """Bytes of a frame before a known node has been heard on the connection."""
 
+MAX_BATCH = 16
+"""Frames that are handled before other tasks have a turn."""
+
 ENOUGH_UNSENT = 1024 * 1024
 """Bytes of output at which no further request is handled and no `message for you` made. So output is at most this, and
 one response.
@@ -110,20 +113,26 @@ class ServiceConnection:
         """When to call `due` next; infinity if nothing is outstanding."""
         return self._requests.next_deadline
 
-    def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Handle bytes that were read, and what was left before, until `ENOUGH_UNSENT`: then read no more, and call
-        this again, with no bytes, once there is room.
+    def receive(self, data: bytes | bytearray | memoryview) -> bool:
+        """Handle bytes that were read, and what was left before. Returns False after `MAX_BATCH` frames or with
+        `ENOUGH_UNSENT` bytes of output: then read no more, and call this again, with no bytes, after other tasks had
+        their turn and there is room.
 
         Raises `RemoteProtocolError`, or `NotAllowedError` for a node that is not known; `outgoing` may have a last
         message then.
         """
         self._frames.feed(data)
-        while len(self.outgoing) < ENOUGH_UNSENT and (envelope := self._frames.next_message()) is not None:
+        for _ in range(MAX_BATCH):
+            if len(self.outgoing) >= ENOUGH_UNSENT:
+                return False
+            if (envelope := self._frames.next_message()) is None:
+                return True
             messages = self._envelopes.open(envelope)
             for answer in self._envelopes.take_outgoing():
                 self.outgoing += pack_frame(answer)
             for sender, packed in messages:
                 self.accept(sender, packed)
+        return False
 
     def accept(self, sender: bytes, packed: bytes) -> None:
         """Handle a message that `sender` sent. Raises as `receive`."""
