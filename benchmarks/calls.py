@@ -33,6 +33,8 @@ from benchmarks.topologies import TUNNEL_TOML, _control_uri
 SAMPLES = 9
 QUIET = 0.02
 """Seconds without a call after which something is over."""
+START_QUIET = 1.0
+"""The same for the start of the relay, which waits for its disk."""
 WORDS = struct.Struct("QQ")
 """What a program shares with the benchmark: the number of calls, and whether it is to list them."""
 
@@ -44,10 +46,13 @@ from importlib import import_module
 main = import_module("tunneld.cli." + program).main
 shared = memoryview(mmap.mmap(os.open(file, os.O_RDWR), 16)).cast("Q")
 root, functions, listed, count = os.path.dirname(tunneld.__file__) + os.sep, 1, open(names, "a", buffering=1), 0
+imports = 0  # modules whose code runs now
 def on_event(frame, event, _):
-    global count
+    global count, imports
     code = frame.f_code
-    if event == "call" and code.co_flags & functions and code.co_filename.startswith(root):
+    if code.co_name == "<module>":
+        imports += {"call": 1, "return": -1}.get(event, 0)
+    elif not imports and event == "call" and code.co_flags & functions and code.co_filename.startswith(root):
         count += 1
         shared[0] = count
         if shared[1]:
@@ -61,11 +66,13 @@ sys.exit(main(arguments))
 class Program:
     """A program that counts its calls."""
 
-    def __init__(self, crew: Crew, name: str, *arguments: str | Path) -> None:
+    def __init__(self, crew: Crew, name: str, *arguments: str | Path, lists: bool = False) -> None:
+        """`lists`: list the calls from the start."""
         self._names = crew.file(f"{name}.names", "")
         file = crew.file(f"{name}.calls", "\0" * WORDS.size)
         with file.open("r+b") as opened:
             self._shared = mmap.mmap(opened.fileno(), WORDS.size)
+        self.list_calls(on=lists)
         self.child: Child = crew.start(name, [sys.executable, "-P", "-c", COUNTED, file, self._names, name, *arguments])
 
     @property
@@ -106,6 +113,15 @@ class Counts:
                 program.list_calls(on=False)
             names = [program.listed() for program in programs]
         self.add(title, [program.child.name for program in programs], sorted(samples, key=sum)[SAMPLES // 2], legs)
+        self._print(title, programs, names)
+
+    def print_names(self, title: str, programs: list[Program]) -> None:
+        """Print what was listed since then, if it was."""
+        for program in programs:
+            program.list_calls(on=False)
+        self._print(title, programs, [program.listed() for program in programs])
+
+    def _print(self, title: str, programs: list[Program], names: list[list[str]]) -> None:
         for program, listed in zip(programs, names, strict=True):
             print(*(f"  {title} {program.child.name} {name}" for name in listed), sep="\n", end="\n" if listed else "")
 
@@ -117,11 +133,11 @@ class Counts:
         )
 
 
-def settle(programs: list[Program]) -> None:
-    """Wait until no program has called anything for a moment."""
+def settle(programs: list[Program], quiet: float = QUIET) -> None:
+    """Wait until no program has called anything for `quiet` seconds."""
     before: list[int] = []
     while before != (before := [program.calls for program in programs]):
-        time.sleep(QUIET)
+        time.sleep(quiet)
 
 
 @contextmanager
@@ -173,16 +189,19 @@ def main() -> int:
         control = relay.child.line(_control_uri)
         at = control.hostname or "", control.port or 0
         where = f"{control.scheme}://{control.hostname}:{control.port}"
-        settle([relay])
+        settle([relay], START_QUIET)
         before = relay.calls
         target = f"{server[0]}:{server[1]}"
-        agent = Program(crew, "tunnel", "expose", target, "--relay", where, "--backend", "webmux", "--quiet")
+        relay.list_calls(on=counts.lists)
+        words = ("expose", target, "--relay", where, "--backend", "webmux", "--quiet")
+        agent = Program(crew, "tunnel", *words, lists=counts.lists)
         public = agent.child.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
         both, address = [relay, agent], (public.hostname or "", public.port or 0)
         with socket.create_connection(address) as visitor:
             ask(visitor)
             settle(both)
             counts.add("expose", ["tunneld", "tunnel"], [relay.calls - before, agent.calls])
+            counts.print_names("expose", both)
             counts.of("leg", both, lambda: ask(visitor), legs=4)
         visitors: list[socket.socket] = []
 

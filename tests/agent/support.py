@@ -23,6 +23,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
+from tunneld.backends.egtp_port import serve_nodes
 from tunneld.backends.webmux_port import serve_carriers
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
@@ -33,6 +34,7 @@ from tunneld.engine.pump import Pump
 from tunneld.net import sockets
 from tunneld.net.endpoint import Target
 from tunneld.net.listeners import ReloadableListener
+from tunneld.tls.identity import Identity
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Tunnel
@@ -134,13 +136,18 @@ async def relay_here(port: int = 0, pki: Pki | None = None, **tunnels: float | s
         keys = KeyRegistry()
         handshakes = HandshakeSupervisor(Authenticator(lambda: ()), lambda: tls, lambda: PATIENCE)
         await nursery.start(handshakes.run)
-        service = TunnelService(lambda: settings, engine, BACKENDS, keys, handshakes=handshakes)
+        node = Identity.create() if BACKEND.get() == "egtp" else None
+        service = TunnelService(lambda: settings, engine, BACKENDS, keys, handshakes=handshakes, identity=lambda: node)
         await nursery.start(service.run)
         here = RelayHere(settings, service, listener.getsockname()[1], nursery.cancel_scope, pki)
         if BACKEND.get() == "webmux":
             carriers = ReloadableListener("webmux", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
             await nursery.start(serve_carriers, carriers, lambda: here.settings.webmux, handshakes, keys, engine)
+        if BACKEND.get() == "egtp":
+            nodes = ReloadableListener("egtp", sockets.bind_tcp("127.0.0.1", 0))
+            assert isinstance(engine, Pump)
+            await nursery.start(serve_nodes, nodes, lambda: here.settings.egtp, handshakes, keys, engine)
         await nursery.start(_serve_control, here, listener)
         yield here
         nursery.cancel_scope.cancel()

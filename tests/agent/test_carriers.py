@@ -76,6 +76,20 @@ async def test_everything_between_agent_and_relay_is_in_tls(pki: Pki, trust: str
                 assert await ask(address(reporter), b"x" * 300_000) == b"x" * 300_000
 
 
+async def test_the_next_connection_resumes_the_tls_session(pki: Pki) -> None:
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with relay_here(pki=pki) as relay, local_server(echo) as target:
+            access = RelayAccess(relay.access.where, client_tls_context(pin=pki.pin), timeout=PATIENCE)
+            async with exposed(target, access, reporter):
+                assert await ask(address(reporter), b"served") == b"served"
+                assert access.carrier_session is not None
+                another = await access.dial_carrier(relay.tunnel.server_uri)
+                assert isinstance(another, TlsSocket)
+                assert another.session_reused
+                another.close()
+
+
 async def test_encryption_is_not_lost_silently(pki: Pki) -> None:
     with using_backend("tcp"), trio.fail_after(PATIENCE):  # the relay has no webmux
         async with relay_here(pki=pki) as relay, local_server(echo) as target:

@@ -6,10 +6,11 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, agent, echo, exposed, local_server, relay_here
 from tests.agent.test_expose import address, ask
@@ -19,14 +20,19 @@ from tunneld.agent.access import RelayAccess
 from tunneld.agent.expose import Exposure
 from tunneld.agent.health import Check, UnhealthyPolicy
 from tunneld.agent.pool import PoolLimits
-from tunneld.agent.request import TunnelRequest
+from tunneld.agent.request import OpenTunnel, TunnelRequest
+from tunneld.agent.session import TunnelSession
+from tunneld.agent.source import ConnectionSource
 from tunneld.backends.webmux import WebMuxServerSide
+from tunneld.client import Client
 from tunneld.config.schema import ControlSettings
 from tunneld.control.server import serve_lines
 from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
+from tunneld.errors import NoSuchTunnelError
 from tunneld.mux.carrier import Carrier
 from tunneld.net import dial, sockets
+from tunneld.net.endpoint import Endpoint
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tunnel.tunnel import Phase, Tunnel
 from tunneld.wire.lines import ControlRequest
@@ -50,7 +56,7 @@ class SlowRelay:
         port = self.parked.socket.getsockname()[1]
         match request.verb:
             case "opentunnel":
-                return Reply(f"tcp://127.0.0.1:{port}")
+                return Reply(f"tcp://127.0.0.1:{port}", items=[{"id": "t1", "client": "tcp://127.0.0.1:1"}])
             case "show":
                 return Reply(items=[{"id": "t1", "client": "tcp://127.0.0.1:1", "age": 0, "phase": "ready"}])
             case "trim":
@@ -278,3 +284,38 @@ async def test_a_dead_carrier_does_not_keep_the_agent_from_leaving(
                 assert not reporter.all("draining"), "it still waits for the carrier"
             await reporter.wait_for("draining")
             await visitor.aclose()
+
+
+class UncertifiedRelay:
+    """A client of a relay that has no certificate for the host name of the tunnel, for these reasons in turn."""
+
+    def __init__(self, *reasons: str) -> None:
+        self._reasons = iter(reasons)
+
+    async def show(self, _reference: str) -> list[dict[str, str]]:
+        await trio.lowlevel.checkpoint()
+        reason = next(self._reasons, None)
+        if reason is None:
+            raise NoSuchTunnelError("the test is over")
+        return [{"id": "t1", "certificate": reason} if reason else {"id": "t1"}]
+
+
+class NoSource:
+    """A source that never needs anything."""
+
+    parked, size = 0, 1
+
+    def resize(self) -> bool:
+        return False
+
+
+async def test_why_the_relay_has_no_certificate_is_reported_once(autojump_clock: MockClock) -> None:
+    reports = RecordingReporter()
+    uri = Endpoint.parse("https://blog.example.org/")
+    session = TunnelSession(OpenTunnel("t1", Endpoint.parse("webmux://127.0.0.1:1/key"), uri, 0.0), reports)
+    session._accepting, session.source = True, cast(ConnectionSource, NoSource())
+    relay = UncertifiedRelay("", "no answer", "no answer", "refused", "", "refused")
+    with pytest.raises(NoSuchTunnelError, match="over"):
+        await session.keep(cast(Client, relay))
+    assert [report["reason"] for report in reports.all("uncertified")] == ["no answer", "refused", "refused"]
+    assert reports.all("uncertified")[0]["host"] == "blog.example.org"

@@ -8,11 +8,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from tests.agent.support import Handler, RecordingReporter, RelayHere, exposed, local_server, relay_here
+from tests.agent.support import BACKEND, Handler, RecordingReporter, RelayHere, exposed, local_server, relay_here
 from tests.backends.ssh.support import Relay, client, openssh, relay
 from tunneld.agent.request import TunnelRequest
 from tunneld.directory.service import TunnelService
 from tunneld.net.endpoint import Endpoint, Target
+from tunneld.tls.identity import Identity
 from tunneld.tunnel.tunnel import Tunnel
 
 LOCAL = "127.0.0.1"
@@ -71,9 +72,16 @@ class AgentTunnel(BackendTunnel):
     @asynccontextmanager
     async def client(self) -> AsyncIterator[None]:
         async with exposed(
-            self.target, self._here.access, RecordingReporter(wants_visitors=False), TunnelRequest({"name": "the-one"})
+            self.target, self._here.access, RecordingReporter(wants_visitors=False), request_of(BACKEND.get())
         ):
             yield
+
+
+def request_of(backend: str) -> TunnelRequest:
+    """What the agent asks for: egtp only if it is told so, and then with a key."""
+    if backend == "egtp":
+        return TunnelRequest({"name": "the-one"}, backend="egtp", identity=Identity.create())
+    return TunnelRequest({"name": "the-one"})
 
 
 class SshTunnel(BackendTunnel):

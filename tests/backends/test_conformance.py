@@ -21,7 +21,7 @@ from tests.support.pki import Pki
 from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
-VARIANTS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "ssh"]
+VARIANTS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "egtp", "ssh"]
 PATIENCE = 60.0
 """Seconds of real time per test: some transfer a lot, and the machine may be busy."""
 VISITORS = 500

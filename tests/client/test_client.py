@@ -51,6 +51,31 @@ async def test_each_method_sends_its_verb(act: Callable[[Client], Awaitable[obje
         assert server.script.requests == [request_]
 
 
+@pytest.mark.parametrize("greeting", [GREETING, GREETING.replace(b"auth", b"opens=described auth")])
+async def test_a_tunnel_is_opened_and_described_in_one_request_if_the_relay_can(greeting: bytes) -> None:
+    received: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(greeting)
+        buffer = b""
+        while data := await stream.receive_some(1000):
+            buffer += data
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                received.append(line)
+                described = b"show" in line or b"described" in line
+                await stream.send_all((b"* client=tcp://h:2 id=t1\n" if described else b"") + b"OK tcp://h:1\n")
+
+    async with fake_relay(serve) as endpoint, connect(str(endpoint)) as client:
+        record = await client.open_described("tcp", persist=True)
+    assert (record["id"], record["client"]) == ("t1", "tcp://h:2")
+    if b"described" in greeting:
+        assert received == [b"openTunnel tcp described persist=yes"]
+        assert record["server"] == "tcp://h:1"
+    else:
+        assert received == [b"openTunnel tcp persist=yes", b"show tcp://h:1"]
+
+
 async def test_a_refusal_has_the_relays_code_and_the_client_stays_usable() -> None:
     async with running_server() as server, client_of(server) as client:
         with pytest.raises(RefusedError, match="no tunnel t9") as refused:

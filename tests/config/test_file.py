@@ -54,10 +54,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("[log]\ncolour = 1", "log.colour: unrecognized key; [log] accepts format, level"),
         ("[daemon]\nwatch_log = 1", "daemon.watch_log: unrecognized key; did you mean watch_backlog?"),
         (
-            "[egtp]",
+            "[gopher]",
             (
-                "egtp: unrecognized table; the file accepts "
-                "control, http, tunnels, webmux, ssh, names, daemon, log, acme, certificate, credential"
+                "gopher: unrecognized table; the file accepts "
+                "control, http, tunnels, webmux, ssh, egtp, names, daemon, log, acme, certificate, credential"
             ),
         ),
         ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] accepts format, level'),

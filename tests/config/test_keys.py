@@ -14,7 +14,10 @@ from tunneld.config.keys import keys, value
 
 relaxed = limits(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
-RESTART_KEYS = {"tunnels.accept_backoff", "daemon.state", "daemon.user", "daemon.group", "daemon.spin", "ssh.host_key"}
+RESTART_KEYS = {
+    *("tunnels.accept_backoff", "daemon.state", "daemon.user", "daemon.group", "daemon.spin"),
+    *("egtp.identity", "ssh.host_key"),
+}
 
 
 def test_the_keys_that_need_a_restart() -> None:

@@ -77,6 +77,13 @@ ABOUT_ALL = {
     "reservations": ("ok", "ok", "ok", "not-allowed"),
     "release blog": ("no-such-tunnel", "not-allowed", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "ok", "not-allowed"),
+    "visitTunnel shell@AAECAwQFBgcICQoLDA0ODxAREhM": ("usage", "not-allowed", "usage", "not-allowed"),  # over HTTP
+    "inviteVisitor shell@AAECAwQFBgcICQoLDA0ODxAREhM x 9": (
+        "no-such-tunnel",
+        "not-allowed",
+        "no-such-tunnel",
+        "not-allowed",
+    ),
     "status": ("not-allowed", "ok", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "ok", "not-allowed"),
@@ -312,3 +319,12 @@ async def test_tunnels_of_a_removed_credential_drain(relay: TwoTunnels) -> None:
     relay.daemon.service.drain_revoked({"bob"})
     await trio.testing.wait_all_tasks_blocked()
     assert [item["id"] for item in (await relay.request(ROOT, "list")).items] == ["t2", "t3"]
+
+
+async def test_a_tunnel_is_described_on_request_when_it_is_opened(relay: TwoTunnels) -> None:
+    reply = await relay.request(ALICE, "openTunnel tcp described")
+    (item,) = reply.items
+    shown = (await relay.request(ALICE, f"show {reply.text}")).items[0]
+    assert set(item) == {"id", "client"}
+    assert all(item[key] == shown[key] for key in item)
+    assert await relay.outcome(ALICE, "openTunnel tcp detailed") == "usage"

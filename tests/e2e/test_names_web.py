@@ -149,8 +149,8 @@ async def test_an_upload_arrives_unchanged(
             digest.update(block)
             file.write(block)
     async with site_of(application(), tmp_path, backend) as site:
-        words = [*words, "--upload-file", f"{tmp_path}/upload", "--max-time", "300"]
-        assert await run(by_name(program_path, site, *words, url(site, "/sha256"))) == digest.hexdigest()
+        words = [*words, "--upload-file", f"{tmp_path}/upload", "--max-time", "600"]
+        assert await run(by_name(program_path, site, *words, url(site, "/sha256")), seconds=600) == digest.hexdigest()
 
 
 @pytest.mark.parametrize("mebibytes", [50, pytest.param(1024, marks=pytest.mark.big)])
@@ -163,7 +163,8 @@ async def test_a_download_arrives_unchanged(tmp_path: Path, program_path: Find, 
             digest.update(block)
             file.write(block)
     async with site_of(nginx(tmp_path, program_path), tmp_path, backend) as site:
-        await run(by_name(program_path, site, "-o", f"{tmp_path}/got", "--max-time", "300", url(site, "/large")))
+        words = ["-o", f"{tmp_path}/got", "--max-time", "600"]
+        await run(by_name(program_path, site, *words, url(site, "/large")), seconds=600)
     with (tmp_path / "got").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").digest() == digest.digest()
 

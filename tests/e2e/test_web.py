@@ -153,7 +153,8 @@ async def test_a_large_download_arrives_unchanged(tmp_path: Path, program_path: 
             digest.update(block)
             file.write(block)
     async with nginx(tmp_path, program_path) as web, exposed(way, tmp_path, web) as server:
-        await run(curl(program_path, "-o", f"{tmp_path}/got", server.url("/large")))
+        words = ["-o", f"{tmp_path}/got", "--max-time", "600"]
+        await run(curl(program_path, *words, server.url("/large")), seconds=600)
     with (tmp_path / "got").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").digest() == digest.digest()
 

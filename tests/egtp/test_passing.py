@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.wire.egtp.mesgen.keys import A, B, counted
 from tunneld.egtp.mailbox import MESSAGE_COST, MailLimits
@@ -43,7 +46,7 @@ class Connection:
     room: int = 100
     sent: list[bytes] = field(default_factory=list)
 
-    def send_message(self, envelope: bytes) -> bytes | None:
+    def send_message(self, _node: bytes, envelope: bytes) -> bytes | None:
         if self.room == 0:
             return None
         self.room -= 1
@@ -233,6 +236,112 @@ def test_a_node_that_is_forgotten_gets_nothing_more() -> None:
     assert connection.sent == [b"one"]
     assert relay.poll() == Mail((b"two",))
     relay.service.forget(UNKNOWN)
+
+
+def test_a_connection_that_goes_over_to_another_node_loses_nothing() -> None:
+    relay, connection = Relay(), Connection()
+    relay.attach(connection)
+    relay.send(b"one")
+    relay.attach(connection, ALICE)
+    relay.send(b"two", sender=BOB, recipient=ALICE)
+    assert (connection.sent, relay.poll()) == ([b"one", b"two"], Mail((b"one",)))
+
+
+class PassingMachine(RuleBasedStateMachine):
+    """Nodes that send, poll, connect, answer, refuse and vanish in any order.
+
+    What was accepted arrives at its recipient, in the end, and nothing arrives elsewhere. Down one connection, messages
+    come in order, none twice, and never more at once than allowed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relay = Relay(fast_messages=3, max_response_bytes=12)
+        self.nodes = [ALICE, BOB]
+        self.accepted: dict[bytes, list[bytes]] = {ALICE: [], BOB: []}
+        self.arrived: dict[bytes, set[bytes]] = {ALICE: set(), BOB: set()}
+        self.connections: list[tuple[bytes, Connection, list[int]]] = []  # with the numbers that are not answered
+        self.number = 0
+
+    def note_new(self) -> None:
+        """Note what was sent down connections."""
+        for node, connection, open_numbers in self.connections:
+            seen = max([*open_numbers, self.seen.get(connection, 0)], default=0)
+            open_numbers.extend(range(seen + 1, len(connection.sent) + 1))
+            self.seen[connection] = len(connection.sent)
+            assert len(open_numbers) <= 3
+            assert set(connection.sent) <= set(self.accepted[node])
+
+    @initialize()
+    def begin(self) -> None:
+        self.seen: dict[Connection, int] = {}
+
+    @rule(sender=st.integers(0, 1))
+    def send(self, sender: int) -> None:
+        self.number += 1
+        message = b"%04d" % self.number
+        recipient = self.nodes[1 - sender]
+        assert self.relay.send(message, self.nodes[sender], recipient) is None
+        self.accepted[recipient].append(message)
+
+    @rule(node=st.sampled_from([ALICE, BOB]))
+    def poll(self, node: bytes) -> None:
+        self.arrived[node] |= set(self.relay.poll(node).messages)
+
+    @rule(node=st.sampled_from([ALICE, BOB]), room=st.integers(0, 6))
+    def connect(self, node: bytes, room: int) -> None:
+        connection = Connection(room)
+        self.connections.append((node, connection, []))
+        self.arrived[node] |= set(self.relay.attach(connection, node).messages)
+
+    @precondition(lambda self: self.connections)
+    @rule(data=st.data(), succeeded=st.sampled_from([True, True, True, False]))
+    def answer(self, data: st.DataObject, succeeded: bool) -> None:
+        node, connection, open_numbers = data.draw(st.sampled_from(self.connections))
+        if open_numbers:
+            number = open_numbers.pop(data.draw(st.integers(0, len(open_numbers) - 1)))
+            if succeeded:
+                self.arrived[node].add(connection.sent[number - 1])
+            self.relay.service.on_response(connection, b"%d" % number, succeeded)
+            if not succeeded:
+                self.lose(node, connection, open_numbers)
+
+    @precondition(lambda self: self.connections)
+    @rule(data=st.data(), room=st.integers(0, 4))
+    def drain(self, data: st.DataObject, room: int) -> None:
+        _, connection, _ = data.draw(st.sampled_from(self.connections))
+        connection.room += room
+        self.relay.service.on_room(connection)
+
+    @precondition(lambda self: self.connections)
+    @rule(data=st.data())
+    def vanish(self, data: st.DataObject) -> None:
+        self.lose(*data.draw(st.sampled_from(self.connections)))
+
+    def lose(self, node: bytes, connection: Connection, open_numbers: list[int]) -> None:
+        self.relay.service.on_lost(connection)
+        self.connections.remove((node, connection, open_numbers))
+
+    @invariant()
+    def sent_in_order(self) -> None:
+        self.note_new()
+        for _, connection, _ in self.connections:
+            assert sorted(set(connection.sent)) == connection.sent
+
+    def teardown(self) -> None:
+        for node, connection, open_numbers in list(self.connections):
+            self.lose(node, connection, open_numbers)
+        for node in self.nodes:
+            while messages := self.relay.poll(node).messages:
+                self.arrived[node] |= set(messages)
+            assert self.arrived[node] == set(self.accepted[node])
+        assert self.relay.service.mailboxes.total.messages == 0
+        assert not self.relay.service._receivers
+        assert not self.relay.service._deliveries
+
+
+TestPassingMachine = PassingMachine.TestCase
+TestPassingMachine.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 # Refusals

@@ -29,7 +29,8 @@ from tunneld.mux.carrier import Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
-from tunneld.tls.connection import TlsSocket, TlsStream
+from tunneld.tls.connection import TlsSocket
+from tunneld.tls.stream import TlsStream
 
 SMALL = {"SO_SNDBUF": 65536, "SO_RCVBUF": 65536}
 """Buffers of connections, so that a slow reader is felt soon."""

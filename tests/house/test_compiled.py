@@ -38,3 +38,18 @@ def test_no_code_that_is_compiled_differently(path: Path) -> None:
                 assert ast.unparse(cause) == "None", ast.unparse(node)
             case ast.Attribute(attr="cached_property"):
                 pytest.fail(f"line {node.lineno}: cached_property")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in compiled_files() if {"engine", "mux", "webmux"} & set(path.relative_to(ROOT).parts)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_constants_of_the_data_plane_are_final(path: Path) -> None:
+    """mypyc looks up any other global by its name, at each use."""
+    others = [
+        node.targets[0].id
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
+    ]
+    assert set(others) <= {"MAX_CHANNELS"}, "except where tests set it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,29 @@ TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna
 """Trio and what it needs."""
 SERVER = {"acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel"}
 """Packages of which an agent needs nothing."""
-NO_SCHEMA = {"config.places", "config.toml_file", "config.wording", "config"}
+NO_SCHEMA = {"config", "config.places", "config.toml_file", "config.trust", "config.wording"}
 """Modules of the configuration that do without pydantic."""
 UNREACHABLE = "127.0.0.1:1"
 """No relay: the attempt to connect ends the command."""
+
+
+def test_the_agent_as_a_single_file_has_what_an_agent_imports() -> None:
+    file = runpy.run_path(str(Path(__file__).parents[2] / "packaging" / "agent.py"))
+    assert {"attr", "exceptiongroup", *file["PURE"]} == TRIO  # attrs has the module attr; the group is of Python 3.10
+    assert set(file["RELAY_ONLY"]) == SERVER
+
+
+def test_a_command_that_needs_more_says_so() -> None:
+    program = PROGRAM.replace("import json, sys", "import json, sys; sys.modules['pydantic'] = None")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, "credential", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "this needs the Python module pydantic, which is not installed here" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def imported(*arguments: str) -> tuple[set[str], set[str]]:
@@ -59,8 +79,8 @@ def test_a_request_imports_trio_and_the_client() -> None:
     assert "agent.expose" not in ours
 
 
-@pytest.mark.parametrize("arguments", [["expose", "1"], ["expose", "1", "--health", "http", "--quiet"]])
-def test_expose_imports_trio_and_nothing_of_the_relay(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["expose", "1"], ["expose", "1", "--health", "http"], ["visit", "x"]])
+def test_expose_and_visit_import_trio_and_nothing_of_the_relay(arguments: list[str]) -> None:
     ours, packages = imported(*arguments, "--relay", UNREACHABLE)
     assert packages <= TRIO
     assert not {name.split(".")[0] for name in ours} & SERVER

@@ -46,6 +46,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.networks": "array of networks",
     "credential.names": "array of patterns",
     "credential.server_from": "array of networks",
+    "credential.visit": "array of patterns",
     "control.abandoned_handshakes": "rate",
     "control.trusted_networks": "array of networks",
     "tunnels.allow_from": "array of networks",
@@ -54,6 +55,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "tunnels.visitor_rate": "rate",
     "control.max_startups": "startups",
     "webmux.host": "host",
+    "egtp.host": "host",
     "names.domain": "domain",
     "names.http": "address",
     "names.https": "address",
@@ -188,7 +190,8 @@ def test_what_the_daemon_reads_once_needs_a_restart() -> None:
     read = {ast.unparse(node) for node in ast.walk(made) if isinstance(node, ast.Attribute) and node not in delayed}
     once = {text.removeprefix("settings.") for text in read if re.fullmatch(r"settings\.[a-z]+\.[a-z_]+", text)}
     assert once == {"tunnels.accept_backoff", "daemon.spin", "daemon.state"}
-    assert once | {"daemon.user", "daemon.group", "ssh.host_key"} == set(RESTART_KEYS)  # used before anything else
+    used_before_anything_else = {"daemon.user", "daemon.group", "egtp.identity", "ssh.host_key"}
+    assert once | used_before_anything_else == set(RESTART_KEYS)
 
 
 def test_tables_and_the_keys_in_each_are_in_alphabetical_order() -> None:

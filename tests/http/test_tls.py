@@ -27,8 +27,9 @@ from tunneld.config.credentials import Credential
 from tunneld.config.schema import ControlSettings
 from tunneld.net.endpoint import Endpoint
 from tunneld.tls import contexts
-from tunneld.tls.connection import TlsSocket, TlsStream
+from tunneld.tls.connection import TlsSocket
 from tunneld.tls.pins import fingerprint, subject
+from tunneld.tls.stream import TlsStream
 
 ALICE = credential("alice")
 BASIC = f"Basic {b64encode(f'alice:{SECRET}'.encode()).decode()}"

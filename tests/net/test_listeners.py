@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
+from tunneld.engine import new_engine
 from tunneld.errors import ListenError
 from tunneld.net import sockets
 from tunneld.net.listeners import MAX_ACCEPTS_PER_TURN, BindAddress, ReloadableListener, bind_again
@@ -32,10 +34,13 @@ class AcceptedConnections:
 
 
 @asynccontextmanager
-async def serving(*listeners: socket.socket) -> AsyncIterator[tuple[ReloadableListener, AcceptedConnections]]:
-    listener, accepted = ReloadableListener("test", listeners), AcceptedConnections()
+async def serving(
+    *listeners: socket.socket, by_engine: bool = False
+) -> AsyncIterator[tuple[ReloadableListener, AcceptedConnections]]:
+    listener, accepted, engine = ReloadableListener("test", listeners), AcceptedConnections(), new_engine()
     async with trio.open_nursery() as nursery:
-        await nursery.start(listener.serve, accepted.add)
+        await nursery.start(engine.run)
+        await nursery.start(partial(listener.serve, accepted.add, listen=engine.listen if by_engine else None))
         yield listener, accepted
         nursery.cancel_scope.cancel()
     for connection in accepted.connections:
@@ -51,15 +56,20 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def test_clients_in_the_queue_of_a_replaced_listener_are_accepted() -> None:
-    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+by_task_and_engine = pytest.mark.parametrize("by_engine", [False, True], ids=["task", "engine"])
+
+
+@by_task_and_engine
+async def test_clients_in_the_queue_of_a_replaced_listener_are_accepted(by_engine: bool) -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0), by_engine=by_engine) as (service, accepted):
         with connect(service.port), connect(service.port):
             service.exchange(sockets.bind_tcp(HERE, 0))
             assert len(accepted.connections) == 2
 
 
-async def test_after_an_exchange_only_the_new_listeners_accept() -> None:
-    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+@by_task_and_engine
+async def test_after_an_exchange_only_the_new_listeners_accept(by_engine: bool) -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0), by_engine=by_engine) as (service, accepted):
         old = service.port
         service.exchange(sockets.bind_tcp(HERE, 0))
         with pytest.raises(ConnectionRefusedError):
@@ -103,8 +113,9 @@ async def test_many_connections_are_accepted_in_batches() -> None:
     assert steps.counts == [MAX_ACCEPTS_PER_TURN, 1]
 
 
-async def test_a_listener_that_stays_goes_on_accepting() -> None:
-    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, accepted):
+@by_task_and_engine
+async def test_a_listener_that_stays_goes_on_accepting(by_engine: bool) -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0), by_engine=by_engine) as (service, accepted):
         (stays,) = service.listeners
         service.exchange([stays, *sockets.bind_tcp(HERE, 0)])
         assert len(service.listeners) == 2
@@ -114,8 +125,21 @@ async def test_a_listener_that_stays_goes_on_accepting() -> None:
         assert len(accepted.connections) == 2
 
 
-async def test_all_listeners_are_closed_when_the_service_stops() -> None:
-    async with serving(*sockets.bind_tcp(HERE, 0)) as (service, _):
+async def test_exported_listeners_go_on_with_another_owner() -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0), by_engine=True) as (service, accepted):
+        port = service.port
+        (exported,) = service.export()
+        with exported, connect(port):
+            await wait_all_tasks_blocked()
+            assert not accepted.connections
+            service.exchange([exported])
+            await wait_all_tasks_blocked()
+            assert len(accepted.connections) == 1
+
+
+@by_task_and_engine
+async def test_all_listeners_are_closed_when_the_service_stops(by_engine: bool) -> None:
+    async with serving(*sockets.bind_tcp(HERE, 0), by_engine=by_engine) as (service, _):
         listeners = [*service.listeners, *sockets.bind_tcp(HERE, 0)]
         service.exchange(listeners)
     assert [listener.fileno() for listener in listeners] == [-1, -1]

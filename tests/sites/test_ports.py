@@ -6,10 +6,9 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,8 @@ from tunneld.sites.connection import HttpConnection
 from tunneld.sites.names import SharedNames
 from tunneld.sites.port_places import IDLE_SEARCH
 from tunneld.sites.ports import SitePorts
+from tunneld.sites.tls_accept import HELLO_COST
+from tunneld.tls.connection import TlsSocket
 from tunneld.tls.store import CertificateStore
 from tunneld.wire.client_hello import MAX_HELLO_BYTES, UNRECOGNIZED_NAME
 from tunneld.wire.proxy_protocol import encode_v1, encode_v2
@@ -665,35 +666,67 @@ async def test_a_name_whose_agent_is_away_is_a_503_and_no_wildcard_gets_its_requ
     await (await ports.sites.sites["*.t.example"].server()).head()
 
 
-async def test_one_handshake_begins_in_each_turn_of_the_scheduler(
-    ports: PortsBench, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+async def test_handshakes_share_a_part_of_each_turn(ports: PortsBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, count, pump = Counter[int](), 30, ports.sites.pump
+    advance = TlsSocket.advance_handshake
+    begun = set[TlsSocket]()
+
+    def counted(tls: TlsSocket) -> bool:
+        steps[pump.budget.turn] += tls not in begun
+        begun.add(tls)
+        return advance(tls)
+
+    monkeypatch.setattr(TlsSocket, "advance_handshake", counted)
+    ports.settings.max_connections = count
+    async with trio.open_nursery() as visitors:
+        for _ in range(count):
+            visitors.start_soon(ports.handshake, "a.example")
+    assert steps.total() == count
+    assert max(steps.values()) <= pump.limits.turn_cost // HELLO_COST + 1
+
+
+async def test_a_bug_behind_a_handshake_costs_one_connection(
+    ports: PortsBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn, begun, count = 0, list[int](), 10
-
-    async def count_turns() -> None:
-        nonlocal turn
-        while True:
-            turn += 1
-            await trio.lowlevel.checkpoint()
-
-    async def shake_hands(connection: socket.socket, _context: ssl.SSLContext, *, server_side: bool) -> None:
-        assert server_side
-        begun.append(turn)
-        connection.close()
-        raise OSError("no handshake in this test")
-
-    monkeypatch.setattr("tunneld.sites.handshakes.shake_hands", shake_hands)
-    nursery.start_soon(count_turns)
-    for _ in range(count):
-        nursery.start_soon(partial(suppressed, ports.handshake, "a.example"))
-    while len(begun) < count:
-        await trio.lowlevel.checkpoint()
-    assert len(set(begun)) == count
+    monkeypatch.setattr(ports.ports, "_start", lambda *_: 1 / 0)
+    with capture_logs() as logs, suppress(trio.BrokenResourceError):
+        await Received(await ports.handshake("a.example")).rest()
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == [
+        "tls connection failed: internal error"
+    ]
+    assert not len(ports.ports)
+    assert not ports.ports.handshakes.running
 
 
-async def suppressed(connect: Callable[[str], Awaitable[object]], name: str) -> None:
-    with suppress(trio.BrokenResourceError):
-        await connect(name)
+async def test_a_client_that_leaves_in_a_handshake_gives_its_place_back(ports: PortsBench) -> None:
+    far = ports.connect()
+    await far.send_all(hello(ports.client, "a.example", "http/1.1"))
+    await far.receive_some()
+    assert len(ports.ports) == 1
+    await far.send_eof()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not len(ports.ports)
+    assert not ports.ports.handshakes.running
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_visitor_that_comes_again_resumes_its_session(ports: PortsBench, version: ssl.TLSVersion) -> None:
+    session, reused = None, list[bool]()
+    ports.client.maximum_version = version
+    for _ in range(2):
+        far = ports.connect()
+        tls = TlsSocket(
+            far.socket._sock,  # type: ignore[attr-defined]  # Trio has no public way to the socket below
+            ports.client,
+            server_hostname="a.example",
+            session=session,
+        )
+        await tls.shake_hands()
+        await tls.send_all(GET % (b"/", b"a.example"))
+        await tls.receive(1000)
+        reused.append(tls.session_reused)
+        session = tls.session(session)
+    assert reused == [False, True]
 
 
 async def test_agents_are_told_from_visitors_by_their_protocol(ports: PortsBench) -> None:

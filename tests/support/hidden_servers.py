@@ -13,7 +13,8 @@ from tests.support.pki import Pki
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.net.endpoint import Endpoint
-from tunneld.tls.connection import TlsSocket, TlsStream
+from tunneld.tls.connection import TlsSocket
+from tunneld.tls.stream import TlsStream
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for a handshake."""

@@ -170,9 +170,9 @@ async def listening(command: list[str], port: int, **options: Any) -> AsyncItera
         yield process
 
 
-async def run(command: list[str], **options: Any) -> str:
-    """Run a program, which must succeed within a minute; returns its output."""
-    with trio.fail_after(60):
+async def run(command: list[str], seconds: float = 60.0, **options: Any) -> str:
+    """Run a program, which must succeed within `seconds`; returns its output."""
+    with trio.fail_after(seconds):
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, **options)
     assert done.returncode == 0, f"{command[0]} ended with {done.returncode}: {done.stderr.decode()}"
     return done.stdout.decode(errors="replace")

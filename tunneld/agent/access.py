@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
+from tunneld.client.client import receive_greeting
+from tunneld.client.exchange import ControlExchange
+from tunneld.client.login import authenticate
 from tunneld.errors import (
     DIAL_SHORTAGES,
     RefusedError,
@@ -23,8 +26,11 @@ from tunneld.errors import (
 )
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.tls.connection import CARRIER_PROTOCOL, TlsSocket, shake_hands
+from tunneld.net.sockets import taken_out
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.stream import TlsStream
+from tunneld.wire.lines import ControlRequest
 
 MAX_KEY_REPLY = 1024
 """Bytes of the relay's reply to a tunnel key: `OK`, or `ERR`, a code and a sentence."""
@@ -55,6 +61,9 @@ class RelayAccess:
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
     shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
+    carrier_session: ssl.SSLSession | None = field(
+        default=None, repr=False, compare=False
+    )  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -90,14 +99,54 @@ class RelayAccess:
         With the scheme `webmuxs` the connection uses TLS, and the peer must show the certificate of the control port.
         Raises `RelayUnreachableError`, `ShortageError`, or `RemoteProtocolError` for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             where = parse_relay(self.where) if self.shares_port else uri
             connection = await dial(await resolve_relay(where.host, where.port))
             if uri.scheme == "webmuxs":
                 return await shake_hands(
-                    connection, self._tls_context(), server_hostname=self._host, protocol=CARRIER_PROTOCOL
+                    connection,
+                    self._tls_context(),
+                    server_hostname=self._host,
+                    protocol=CARRIER_PROTOCOL,
+                    session=self.carrier_session,
                 )
             return connection
+
+    async def visit(self, what: str, wait: float) -> tuple[socket.socket | TlsSocket, bytes, str]:
+        """Ask the relay for a visit to a private tunnel, by its address or by a ticket; `wait` is how many seconds
+        longer than for other answers to wait for its agent.
+
+        Returns the connection, which is that to the agent from now on and the caller's, the bytes that arrived after
+        the relay's OK, and the text of it. Raises as `connect`.
+        """
+        endpoint = parse_relay(self.where, tls=self.tls is not None)
+        async with self.dialing:
+            connection = await self._dial_control(endpoint)
+        stream = _stream_of(connection)
+        try:
+            exchange = ControlExchange(str(endpoint), stream, self.timeout)
+            _version, features = await receive_greeting(exchange, endpoint)
+            method = features.get("auth", "none")
+            if self.credential is not None or "@" in what:
+                await authenticate(exchange, endpoint, method, self.credential, self.secret_source)
+            exchange.timeout += wait
+            answer = await exchange.request(ControlRequest("visitTunnel", (what,)))
+        except BaseException:
+            connection.close()
+            raise
+        if isinstance(stream, TlsStream):
+            return stream.detach(), exchange.take_rest(), answer.text
+        return taken_out(stream.socket), exchange.take_rest(), answer.text
+
+    async def _dial_control(self, endpoint: Endpoint) -> socket.socket | TlsSocket:
+        """Connect to the control port. Raises as `dial_carrier`."""
+        with self.connecting(endpoint):
+            connection = await dial(await resolve_relay(endpoint.host, endpoint.port))
+            if endpoint.scheme == "tcp":
+                return connection
+            return await shake_hands(
+                connection, self._tls_context(), server_hostname=endpoint.host, protocol=CONTROL_PROTOCOL
+            )
 
     async def dial_keyed(
         self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None
@@ -108,7 +157,7 @@ class RelayAccess:
         before TCP probes the relay, `session` the TLS session of an earlier connection, see `TlsSocket.session`. Raises
         `RelayUnreachableError`, `ShortageError`, `RefusedError`, or `RemoteProtocolError`, also for a wrong pin.
         """
-        with self._connecting(uri):
+        with self.connecting(uri):
             connection = await dial(await resolve_relay(uri.host, uri.port), keepalive)
             stream: socket.socket | TlsSocket = connection
             try:
@@ -121,7 +170,7 @@ class RelayAccess:
                 raise
 
     @contextmanager
-    def _connecting(self, uri: Endpoint) -> Iterator[None]:
+    def connecting(self, uri: Endpoint) -> Iterator[None]:
         """Bound an attempt to connect by the timeout, and turn `OSError` into `RelayUnreachableError`, or into
         `ShortageError` where this machine has no descriptor or port left.
         """
@@ -150,6 +199,12 @@ class RelayAccess:
 def _default_tls_context() -> ssl.SSLContext:
     """One context for all connections, because a TLS session can only be resumed with the context it came from."""
     return client_tls_context()
+
+
+def _stream_of(connection: socket.socket | TlsSocket) -> trio.SocketStream | TlsStream:
+    if isinstance(connection, TlsSocket):
+        return TlsStream(connection)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
 
 
 async def _present_key(stream: socket.socket | TlsSocket, uri: Endpoint) -> bytes:

@@ -14,6 +14,15 @@ and if the silence was short, nothing is lost. At the relay the tunnel outlives 
 this needs the control connection. If the relay has forgotten the tunnel, carriers end before a pong. That is *trouble*:
 dialling pauses until the session has checked the tunnel. Without a control connection it pauses after the first
 failure: the relay is gone, and the control connection alone looks for it.
+
+Each tunnel has carriers of its own. All tunnels of a process at one relay could share them, since WebMUX defines any
+number of endpoints on a connection. What that takes, and is not done: the agent defines one endpoint for each key; the
+relay answers each, since closing the connection, with which it refuses a key today, would end the other tunnels; and a
+visitor's channel names its tunnel, by the protocol id of the atom with which the agent defined the endpoint (0x20000 +
+index, 256 on a connection). The greeting of the control connection announces it, as it does `opens=described`. The
+relay must divide a carrier's turns, its unsent bytes and its 126 channels among the tunnels on it, end one of them with
+a message where it closes the connection now, and withdraw and drain by endpoint. A pool per relay then replaces this
+class, and a source per tunnel remains.
 """
 
 from __future__ import annotations
@@ -153,6 +162,12 @@ class Carriers:
                 self._events.on_trouble(f"connection to the relay lost: {reason}")
         self._wake.set()
 
+    def keep_session(self, tls: TlsSocket) -> None:
+        """The relay has answered over this connection: later ones resume its TLS session, which saves most of the
+        handshake.
+        """
+        self._relay.carrier_session = tls.session(self._relay.carrier_session)
+
     def notify_changed(self) -> None:
         """A carrier ended, or the relay confirmed that it is to end: wake the waiting tasks."""
         self._changed.set()
@@ -240,6 +255,7 @@ class _AgentCarrier:
         self._uri_without_key = ""
         self._decided = trio.Event()  # accepted, or closed
         self._carriers = carriers
+        self._new_tls = connection if isinstance(connection, TlsSocket) else None  # until the relay has answered
         muxed = connection_over(connection)
         self._address = muxed.connection.getsockname()
         self._address_lost = False  # this machine no longer has that address
@@ -301,6 +317,9 @@ class _AgentCarrier:
         """The relay has read everything that was sent, the URI included, and did not close the carrier."""
         self.accepted = True
         self._address_lost = False
+        if self._new_tls is not None:
+            self._carriers.keep_session(self._new_tls)
+            self._new_tls = None
         self._decided.set()
         if self.retired:
             self.confirmed = True

@@ -2,6 +2,8 @@
 
     opened       the tunnel is open                                          address uri id
     visitor      a visitor arrived, and the local server is dialled          visitor
+    admitted     a visitor of a private tunnel has proved its key            visitor peer id
+    visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id
     left         that visitor's connection ended                             visitor up down reason
     failed       a visitor could not be served                               visitor reason repeated
     trouble      connections to the relay were lost or could not be made     reason repeated
@@ -10,7 +12,7 @@
     unhealthy    the local server fails its health checks                    reason
     healthy      it passes them again
     certified    with https_here: a certificate was obtained, or renewed     host
-    uncertified  none could be obtained; it is tried again later             host reason
+    uncertified  none could be, here or by the relay; it is tried again      host reason
     draining     told to stop: no new visitors, `delay` for the present ones id visitors delay
     ended        this exposure failed permanently, the other ones continue   reason
     closed       the end                                                     id reason served failed up down

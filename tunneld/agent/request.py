@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunneld.agent.pool import PoolLimits
 from tunneld.client import Client
+from tunneld.client.exchange import Record
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.policy.options import ANY_HOST
 from tunneld.wire.lines import Value
+
+if TYPE_CHECKING:
+    from tunneld.tls.identity import Identity
 
 AGENT_OPTIONS: Mapping[str, Value] = {"persist": True, "proxy_protocol": "v2"}
 """The agent needs a tunnel that outlives its connections, and a header that tells it about each visitor."""
@@ -33,6 +38,12 @@ class TunnelRequest:
     limits: PoolLimits = field(default_factory=PoolLimits)
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
+    identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+
+    @property
+    def open_options(self) -> Mapping[str, Value]:
+        """The options of openTunnel, with our node id where there is one."""
+        return self.options if self.identity is None else {**self.options, "node": str(self.identity.id)}
 
     def with_options(self, **options: Value) -> TunnelRequest:
         """The same request with these options in addition, or changed."""
@@ -42,6 +53,8 @@ class TunnelRequest:
         """The same request for a tunnel that gets its public address again: its port, or the host name that was
         chosen.
         """
+        if "private" in self.options:
+            return self  # the address is the name and the id of the node
         first, comma, rest = str(self.options.get("host", "")).partition(",")
         if not first:
             return self.with_options(client_port=client.port)
@@ -71,18 +84,16 @@ class OpenTunnel:
 
 async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str | None = "tcp") -> OpenTunnel:
     """Open a tunnel for an agent. Raises `RefusedError`, `UsageError`, and as any call."""
-    uri = await _open(client, {**options, **AGENT_OPTIONS}, backend)
-    record = (await client.show(uri))[0]
+    record = await _open(client, {**options, **AGENT_OPTIONS}, backend)
     try:
-        return OpenTunnel(record["id"], Endpoint.parse(uri), Endpoint.parse(record["client"]), trio.current_time())
+        server, public = Endpoint.parse(record["server"]), Endpoint.parse(record["client"])
+        return OpenTunnel(record["id"], server, public, trio.current_time())
     except (KeyError, TunneldError) as error:
-        raise RemoteProtocolError(
-            f"relay {client.relay} sent an invalid description of tunnel {uri}: {error}"
-        ) from None
+        raise RemoteProtocolError(f"relay {client.relay} sent an invalid description of a tunnel: {error}") from None
 
 
-async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> str:
-    """Open a tunnel and return its server URI. Without a backend it is webmux, or tcp where there is no webmux.
+async def _open(client: Client, options: Mapping[str, Value], backend: str | None) -> Record:
+    """Open a tunnel and return its description. Without a backend it is webmux, or tcp where there is no webmux.
 
     Encryption is never lost silently: if the control connection uses TLS, the other connections do, too, unless
     `secure` says otherwise. Raises as `open_tunnel`.
@@ -90,30 +101,30 @@ async def _open(client: Client, options: Mapping[str, Value], backend: str | Non
     if backend == "tcp":
         return await _open_tcp(client, options)
     if backend is not None:
-        return await client.open_tunnel(backend, **options)
+        return await client.open_described(backend, **options)
     if HAS_CARRIERS:
         try:
-            return await client.open_tunnel("webmux", **options)
+            return await client.open_described("webmux", **options)
         except RefusedError as error:
             if error.reply_code not in NO_WEBMUX_CODES or "webmux" not in str(error):
                 raise  # something else in the request is wrong
     return await _open_tcp(client, options)
 
 
-async def _open_tcp(client: Client, options: Mapping[str, Value]) -> str:
+async def _open_tcp(client: Client, options: Mapping[str, Value]) -> Record:
     """Open a tcp tunnel with the strongest `secure` that both sides support."""
     if "secure" in options or (client.relay.scheme == "tcp" and is_loopback(client.relay_host)):
-        return await client.open_tunnel("tcp", **options)
+        return await client.open_described("tcp", **options)
     if client.relay.scheme == "tls":
         if not HAS_CARRIERS:
             raise UsageError(
                 f"cannot encrypt the connections to relay {client.relay}: this system has no epoll; to send visitors' "
                 "data unencrypted, use --backend tcp --secure no"
             )
-        return await client.open_tunnel("tcp", secure="yes", **options)
+        return await client.open_described("tcp", secure="yes", **options)
     try:
-        return await client.open_tunnel("tcp", secure="key", **options)
+        return await client.open_described("tcp", secure="key", **options)
     except RefusedError as error:
         if error.reply_code != UsageError.code or "secure" not in str(error):
             raise
-    return await client.open_tunnel("tcp", **options)  # a relay that does not support keys
+    return await client.open_described("tcp", **options)  # a relay that does not support keys

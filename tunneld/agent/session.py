@@ -66,6 +66,7 @@ class TunnelSession:
         self._trouble: str | None = None  # why connections were lost, until `keep` has acted on it
         self._shortage: str | None = None  # of descriptors or ports, the same
         self._freed = trio.Event()  # a visitor has left
+        self._certificate_problem = ""
         self._backoff = Backoff()
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
 
@@ -84,7 +85,7 @@ class TunnelSession:
         `on_visitor` gets each visitor, `on_failure` a bug in a callback. Raises `RefusedError`,
         `RelayUnreachableError`, and as any call.
         """
-        tunnel = await open_tunnel(client, request.options, request.backend)
+        tunnel = await open_tunnel(client, request.open_options, request.backend)
         session = cls(tunnel, context.reporter)
         session.client = client
         events = SourceEvents(on_visitor, session._on_trouble, on_failure, session._on_shortage)
@@ -204,11 +205,21 @@ class TunnelSession:
             await client.call("trim", self.tunnel.id, str(self.source.size))
             return
         try:
-            await client.get_tunnel_address(str(self.tunnel.server))
+            if self.tunnel.client.scheme == "https":
+                self._report_certificate((await client.show(str(self.tunnel.server)))[0])
+            else:
+                await client.get_tunnel_address(str(self.tunnel.server))
         except RefusedError as error:
             if error.reply_code != NoSuchTunnelError.code:
                 raise
             await self.check(client)
+
+    def _report_certificate(self, record: Mapping[str, str]) -> None:
+        """Report why the relay has no certificate for the host name; once for each reason."""
+        problem = record.get("certificate", "")
+        if problem and problem != self._certificate_problem:
+            self._reporter.report("uncertified", host=self.tunnel.client.host, reason=problem)
+        self._certificate_problem = problem
 
     async def _trim_all(self, client: Client) -> None:
         """Have the relay close parked connections until none is left or visitors are wanted again.
@@ -271,6 +282,11 @@ async def _new_source(
         from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
 
         return Carriers(engine, relay, server, events, nursery, keep_header=request.keep_header)
+    if server.scheme == "egtp":
+        from tunneld.agent.associations import Associations  # noqa: PLC0415  # on systems that have carriers
+
+        assert request.identity is not None
+        return Associations(engine, relay, server, request.identity, events, nursery, keep_header=request.keep_header)
     if server.key:
         return HandshakePool(engine, relay, server, request.limits, events, nursery, keep_header=request.keep_header)
     address = await resolve_relay(server.host, server.port)

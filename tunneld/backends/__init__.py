@@ -2,6 +2,7 @@
 
     tcp       the hidden server opens a TCP connection per visitor, in advance; see tcp.py and, with a key, keyed.py
     webmux    an agent's multiplexed connections (carriers) to a shared port; see webmux.py and webmux_port.py
+    egtp      EGTP nodes on a shared port, with streams in messages; see egtp.py and egtp_port.py
     ssh       `ssh -R` connections to a shared port; see ssh/
 
 A backend is a class that implements `tunneld.tunnel.server_side.ServerSide`. It defines what *dial* means: take a
@@ -18,8 +19,10 @@ BACKENDS: dict[str, Backend] = {"tcp": TcpServerSide}
 """The backends of this platform, by the names that the control verb openTunnel accepts."""
 
 if sys.platform == "linux":  # carriers need the pump, which needs epoll
+    from tunneld.backends.egtp import EgtpServerSide
     from tunneld.backends.ssh.side import SshServerSide
     from tunneld.backends.webmux import WebMuxServerSide
 
     BACKENDS["webmux"] = WebMuxServerSide
     BACKENDS["ssh"] = SshServerSide
+    BACKENDS["egtp"] = EgtpServerSide

@@ -25,7 +25,7 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
 
-ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh"})
+ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh", "egtp"})
 """Schemes of shared ports that receive the key in encrypted form."""
 
 
@@ -64,8 +64,7 @@ class MuxServerSide:
         """Choose a key."""
         self._context = context
         self._registry = self._port(context.services)
-        known, scheme = _known_key(context, self._registry.scheme(self.backend))
-        self.key = self._registry.choose(self.backend, known, scheme, context.takeover.key)
+        self.key = self._choose_key()
         self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
@@ -74,6 +73,9 @@ class MuxServerSide:
     def start(self, _nursery: trio.Nursery) -> None:
         """See `ServerSide.start`. Carriers with its key are assigned to this tunnel from now on."""
         self._registry.register(self)
+
+    def admit_agent(self, _options: TunnelOptions) -> None:
+        """See `ServerSide.admit_agent`: any agent that has the key is permitted."""
 
     @property
     def takeover(self) -> Takeover:
@@ -178,8 +180,7 @@ class MuxServerSide:
         """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
         `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
         """
-        if reason := self._context.why_not_allowed(peer):
-            raise NotAllowedError(reason)
+        self.check_peer(peer)
         if len(self._carriers) >= min(self._context.parking_capacity(), limit) and not self._replace_unresponsive():
             raise LimitReachedError(
                 f"connection limit reached: the tunnel has {len(self._carriers)} server connections (max_carriers)"
@@ -190,6 +191,11 @@ class MuxServerSide:
         self._accepting.insert(0, carrier)
         self._context.on_attached(peer)
         self.on_capacity()
+
+    def check_peer(self, peer: Peer) -> None:
+        """Raise `NotAllowedError` where the hidden server may not connect from this address."""
+        if reason := self._context.why_not_allowed(peer):
+            raise NotAllowedError(reason)
 
     def retire(self, carrier: VisitorCarrier) -> None:
         """Send no new visitors to this carrier, as its peer requested; its present visitors finish. Idempotent."""
@@ -218,6 +224,11 @@ class MuxServerSide:
 
     # Internals
 
+    def _choose_key(self) -> str:
+        """The key in the server URI, by which the registry finds this server side."""
+        known, scheme = _known_key(self._context, self._registry.scheme(self.backend))
+        return self._registry.choose(self.backend, known, scheme, self._context.takeover.key)
+
     def _close_idle(self) -> None:
         for carrier in list(self._carriers):
             if not carrier.channels:
@@ -241,7 +252,9 @@ class MuxServerSide:
         return False
 
 
-def carrier_limits(settings: schema.WebMuxSettings | schema.SshSettings, memory: int) -> CarrierLimits:
+def carrier_limits(
+    settings: schema.WebMuxSettings | schema.SshSettings | schema.EgtpSettings, memory: int
+) -> CarrierLimits:
     """The limits of a carrier, from its port's table of the configuration; `memory` is in bytes."""
     return CarrierLimits(
         heartbeat=settings.heartbeat,

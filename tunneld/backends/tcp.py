@@ -78,6 +78,9 @@ class TcpServerSide:
             context = self._context
             self._accepting = context.engine.listen(self._listener, self._on_connection, context.on_failure)
 
+    def admit_agent(self, _options: TunnelOptions) -> None:
+        """See `ServerSide.admit_agent`: any agent from a permitted address is permitted."""
+
     @property
     def takeover(self) -> Takeover:
         """See `ServerSide.takeover`: its listener, while it is open. The key is in the reservation."""

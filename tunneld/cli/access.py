@@ -147,7 +147,7 @@ def add_relay_options(parser: Parser) -> None:
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=parsed_by(parse_positive_seconds),
+        type=partial(parsed, parse_positive_seconds),
         default=DEFAULT_TIMEOUT,
         help="time limit for each answer of the relay (default: %(default)g)",
     )
@@ -180,12 +180,8 @@ def form(options: argparse.Namespace) -> Form:
     return Form.PEOPLE if sys.stdout.isatty() else Form.FIELDS
 
 
-def parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Make the `type` of an argument from a parser of values; what it raises becomes the message."""
-    return partial(_parsed, parse)
-
-
-def _parsed(parse: Callable[[str], T], text: str) -> T:
+def parsed(parse: Callable[[str], T], text: str) -> T:
+    """Read the value of an argument, whose `type` is a `partial` of this; what `parse` raises becomes the message."""
     try:
         return parse(text)
     except (UsageError, ValueError) as error:

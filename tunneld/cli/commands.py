@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tunneld.cli.common import Parser
 
@@ -125,6 +126,9 @@ def add_verb(parser: Parser, verb: Verb) -> None:
             parser.add_argument("--wait", action="store_true", help=help_text)
         case "share":
             _add_share(parser)
+        case "list":
+            help_text = "print server URIs with their keys, and all other columns"
+            parser.add_argument("--keys", action="store_true", help=help_text)
         case "ban":
             _add_ban(parser)
         case "close":
@@ -136,21 +140,21 @@ def add_verb(parser: Parser, verb: Verb) -> None:
 
 
 def _add_share(parser: Parser) -> None:
-    from tunneld.cli.access import parsed_by  # noqa: PLC0415 - as above
+    from tunneld.cli.access import parsed  # noqa: PLC0415 - as above
     from tunneld.policy.units import parse_duration  # noqa: PLC0415 - as above
 
     ways = parser.add_mutually_exclusive_group(required=True)
     help_text = "how long the link is valid: 2h, 30m, 7d or seconds"
-    ways.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
+    ways.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
     ways.add_argument("--revoke", action="store_true", help="make all links to it void")
 
 
 def _add_ban(parser: Parser) -> None:
-    from tunneld.cli.access import parsed_by  # noqa: PLC0415 - as above
+    from tunneld.cli.access import parsed  # noqa: PLC0415 - as above
     from tunneld.policy.units import parse_duration  # noqa: PLC0415 - as above
 
     help_text = "how long: 30m, 7d or seconds, at most 30d (default: 1h)"
-    parser.add_argument("--for", dest="seconds", metavar="TIME", type=parsed_by(parse_duration), help=help_text)
+    parser.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:

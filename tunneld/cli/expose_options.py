@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from tunneld.agent.keys import HEALTH, KEYS
+from tunneld.agent.keys import HEALTH, KEYS, PRIVATE
 from tunneld.agent.kinds import Boolean, Several, Words
-from tunneld.cli.access import add_relay_options, parsed_by
+from tunneld.cli.access import add_relay_options, parsed
 from tunneld.cli.common import Parser
 from tunneld.policy.options import NAMES, TUNNEL, VISITORS
 
@@ -15,6 +16,7 @@ GROUPS = {
     TUNNEL: "tunnel options",
     NAMES: "host names, if the relay has them",
     VISITORS: "limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)",
+    PRIVATE: "private tunnels",
     HEALTH: "health checks of the local server",
 }
 """The titles of the groups of `KEYS`, in the order of the help."""
@@ -25,10 +27,8 @@ def add_expose(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help=KEYS["target"].summary)
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
-    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    for key, row in KEYS.items():
-        if row.group:
-            _add_key(groups[row.group], key)
+    for name, title in GROUPS.items():
+        _add_keys(parser.add_argument_group(title), name)
     parser.set_defaults(command=_expose)
 
 
@@ -42,24 +42,26 @@ def add_up(parser: Parser) -> None:
     parser.set_defaults(command=_up)
 
 
-def _add_key(group: argparse._ArgumentGroup, key: str) -> None:
-    """Add the flag of a row of `KEYS`."""
-    row = KEYS[key]
-    flag, kind = row.flag or f"--{key.replace('_', '-')}", row.kind
-    if isinstance(kind, Boolean):
-        group.add_argument(flag, dest=key, action="store_true", help=row.summary)
-    elif isinstance(kind, Words):
-        group.add_argument(flag, dest=key, choices=kind.words, default=row.default, help=row.summary)
-    else:
-        group.add_argument(
-            flag,
-            dest=key,
-            metavar=row.takes,
-            type=parsed_by(kind.from_text),
-            action="append" if isinstance(kind, Several) and kind.read is None else "store",
-            default=row.default,
-            help=row.summary,
-        )
+def _add_keys(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the flags of the rows of `KEYS` in this group."""
+    for key, row in KEYS.items():
+        if row.group != name:
+            continue
+        flag, kind = row.flag or f"--{key.replace('_', '-')}", row.kind
+        if isinstance(kind, Boolean):
+            group.add_argument(flag, dest=key, action="store_true", help=row.summary)
+        elif isinstance(kind, Words):
+            group.add_argument(flag, dest=key, choices=kind.words, default=row.default, help=row.summary)
+        else:
+            group.add_argument(
+                flag,
+                dest=key,
+                metavar=row.takes,
+                type=partial(parsed, kind.from_text),
+                action="append" if isinstance(kind, Several) and kind.read is None else "store",
+                default=row.default,
+                help=row.summary,
+            )
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
-from tunneld.cli.access import add_credential_options, parsed_by
+from tunneld.cli.access import add_credential_options, parsed
 from tunneld.cli.common import Parser
 from tunneld.policy.access import GRANT_LIMITS
 
@@ -32,7 +33,7 @@ def add_credential(parser: Parser) -> None:
     """Add the commands `add`, `set`, `remove`, `list` and `rotate` with their options."""
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
     for name, what in ACTIONS:
-        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
         config_help = "configuration file to edit or list (default: the one that tunneld would read)"
         action.add_argument("--config", type=Path, metavar="FILE", help=config_help)
         if name == "list":
@@ -58,7 +59,7 @@ def _add_limits(group: argparse._ArgumentGroup, role: str | None) -> None:
         if limit.is_list:
             add(flag, metavar=limit.takes, action="append", help=f"{limit.summary}; may be repeated")
         else:
-            add(flag, metavar=limit.takes, type=parsed_by(limit.read), help=limit.summary)
+            add(flag, metavar=limit.takes, type=partial(parsed, limit.read), help=limit.summary)
 
 
 def _command(name: str) -> Run:

@@ -43,6 +43,7 @@ def parser() -> Parser:
         description="Run a relay, which makes servers behind NAT or a firewall reachable.",
         epilog="Signals: TERM and INT let open connections finish, a second one stops at once; HUP reloads the "
         "configuration; USR2 restarts and keeps connections. See tunneld(8) and tunnel.toml(5).",
+        allow_abbrev=False,
     )
     made.add_argument(
         "--config",
@@ -58,8 +59,9 @@ def parser() -> Parser:
     made.add_argument("--log-level", choices=LEVELS, help="override log.level: the lowest level to log")
     made.add_common_options()
     commands = made.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    _add_init(commands.add_parser("init", help=INIT, description=f"{INIT[0].upper()}{INIT[1:]}."))
-    _add_certificate(commands.add_parser("certificate", help=CERTIFICATE, description=f"{CERTIFICATE.capitalize()}."))
+    for name, summary, add in (("init", INIT, _add_init), ("certificate", CERTIFICATE, _add_certificate)):
+        description = f"{summary[0].upper()}{summary[1:]}."
+        add(commands.add_parser(name, help=summary, description=description, allow_abbrev=False))
     made.set_defaults(command=_tunneld)
     return made
 
@@ -103,7 +105,7 @@ def _add_certificate(parser: Parser) -> None:
         ("try", "order a certificate for a host name and throw it away, to find out what fails"),
         ("renew", "order a new certificate for a host name now"),
     ):
-        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False)
         if name == "list":
             action.add_argument("--json", action="store_true", help="print JSON, one object per line")
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
@@ -28,6 +28,8 @@ from tunneld.wire.lines import ControlRequest, Err, Value, parse_reply
 
 PROTOCOL = "1"
 """The version of the control protocol that this client speaks."""
+
+NO_FEATURES: Mapping[str, str] = {}
 
 TLS_CLOSE_TIMEOUT = 1.0
 """Seconds for the relay to accept the end of a TLS connection."""
@@ -64,9 +66,9 @@ async def connect(
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
-        version, method, shares_port = await _receive_greeting(exchange, endpoint)
-        await authenticate(exchange, endpoint, method, credential, secret_source)
-        yield Client(endpoint, version, _addresses(stream), exchange, tls, shares_port=shares_port)
+        version, features = await receive_greeting(exchange, endpoint)
+        await authenticate(exchange, endpoint, features.get("auth", "none"), credential, secret_source)
+        yield Client(endpoint, version, _addresses(stream), exchange, tls, features)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):
             await stream.aclose()
@@ -75,9 +77,9 @@ async def connect(
 class Client:
     """A control connection, made by `connect`.
 
-    `shares_port`: the relay takes carriers on the port of this connection, too, which is its HTTPS port.
     `relay` is the relay's URI, `tls` the context that was passed to `connect`, `version` the version of tunneld on the
-    relay; `relay_host` and `local_host` are the addresses of the connection's two ends.
+    relay; `relay_host` and `local_host` are the addresses of the connection's two ends. `features` are the keys of the
+    greeting, see tunneld-control(7).
 
     Every call raises `RefusedError`, with the relay's code, if the relay refuses; `RelayUnreachableError` if the
     connection is lost or the answer does not come in time; `UsageError` for arguments that a request cannot carry.
@@ -90,15 +92,19 @@ class Client:
         addresses: tuple[str, str],
         exchange: ControlExchange,
         tls: ssl.SSLContext | None = None,
-        *,
-        shares_port: bool = False,
+        features: Mapping[str, str] = NO_FEATURES,
     ) -> None:
         self.relay = relay
-        self.shares_port = shares_port
+        self.features = features
         self.tls = tls
         self.version = version
         self.local_host, self.relay_host = addresses
         self._exchange = exchange
+
+    @property
+    def shares_port(self) -> bool:
+        """Whether the relay takes carriers on the port of this connection, too, which is its HTTPS port."""
+        return self.features.get("carriers") == "here"
 
     @property
     def timeout(self) -> float:
@@ -145,6 +151,16 @@ class Client:
         uri = await client.open_tunnel(persist=True, name="blog", ttl=3600)
         """
         return (await self.call("openTunnel", backend, **options)).text
+
+    async def open_described(self, backend: str = "tcp", **options: Value) -> Record:
+        """Open a tunnel and return its description, which has at least its `id`, `server` and `client` URIs.
+
+        tunnel = await client.open_described("webmux", persist=True)
+        """
+        if self.features.get("opens") != "described":
+            return (await self.show(await self.open_tunnel(backend, **options)))[0]
+        answer = await self.call("openTunnel", backend, "described", **options)
+        return {"server": answer.text, **(answer.items[0] if answer.items else {})}
 
     async def get_tunnel_address(self, uri: str) -> str:
         """Return the public address, as a URI, of the tunnel with this server URI.
@@ -312,10 +328,8 @@ def _addresses(stream: Stream) -> tuple[str, str]:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 
 
-async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, str, bool]:
-    """The relay's version, its authentication method, and whether carriers may use this port, from `tunneld VERSION
-    protocol=1 auth=METHOD carriers=here`.
-    """
+async def receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, Mapping[str, str]]:
+    """The relay's version, and the keys of its greeting: `tunneld VERSION protocol=1 auth=METHOD carriers=here`."""
     advice = "check the address: it must be a relay's control port"
     try:
         greeting = await exchange.receive_greeting()
@@ -335,4 +349,4 @@ async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tu
             f"relay {endpoint} speaks version {protocol!r} of the control protocol, this program version {PROTOCOL!r}; "
             "update the older one"
         )
-    return version, fields.get("auth", "none"), fields.get("carriers") == "here"
+    return version, fields

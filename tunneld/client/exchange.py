@@ -104,8 +104,14 @@ class ControlExchange:
         """
         failure = f"did not answer {request.verb}"
         self._check_not_watching()
-        async with self._turn:
+        try:
+            self._turn.acquire_nowait()  # mostly free, and `acquire` would pass the turn to every other task
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
             pending = await self._send_request(request, failure)
+        finally:
+            self._turn.release()
         return await self._receive_answer(pending, failure)
 
     @asynccontextmanager
@@ -136,6 +142,10 @@ class ControlExchange:
         if watch.verdict is not None:
             _checked(watch.verdict)
         return None
+
+    def take_rest(self) -> bytes:
+        """What was received behind the last answer: the connection has become something else."""
+        return self._lines.take_rest()
 
     async def wait_lost(self) -> str:
         """Wait until the connection is lost, and return the reason, which the next call raises. Calls can be made

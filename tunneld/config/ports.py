@@ -41,11 +41,12 @@ class RequestedPorts:
 
 def requested_ports(settings: Settings) -> list[RequestedPorts]:
     """The ports of all enabled services and of tunnels, without those that the system may choose."""
-    control, web, webmux, ssh, tunnels = (
+    control, web, webmux, ssh, egtp, tunnels = (
         settings.control,
         settings.http,
         settings.webmux,
         settings.ssh,
+        settings.egtp,
         settings.tunnels,
     )
     services = [
@@ -57,6 +58,7 @@ def requested_ports(settings: Settings) -> list[RequestedPorts]:
             else []
         ),
         *([("ssh.port", tunnels.host if ssh.host is None else ssh.host, ssh.port)] if ssh.enabled else []),
+        *([("egtp.port", tunnels.host if egtp.host is None else egtp.host, egtp.port)] if egtp.enabled else []),
     ]
     found = [RequestedPorts(key, host, range(port, port + 1)) for key, host, port in services if port]
     if tunnels.port_range[0]:

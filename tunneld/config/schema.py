@@ -259,6 +259,30 @@ class SshSettings(Table):
     _locate = field_validator("host_key")(absolute_path)
 
 
+class EgtpSettings(Table):
+    """`[egtp]`: the port to which EGTP nodes connect. Messages are encrypted with the relay's own key, not with a
+    certificate.
+    """
+
+    enabled: bool = False  # it needs a port and a permanent key
+    host: str | None = None  # None: as tunnels.host
+    port: Port = 7020
+    identity: Annotated[File | None, RESTART] = None  # None: in the state folder
+    classic: bool = False  # the envelope of 2002, for other nodes; its encryption is broken
+    max_carriers: Count = 16  # per tunnel: nodes that serve it, and their restarts
+    max_channels: Count = 10_000  # visitors at once per node, as tunnels.max_visitors
+    handshake_timeout: Seconds = 10.0  # for the session and the first request, as for the control port
+    resume_timeout: Seconds = 15.0  # how long visitors wait for a node that was disconnected
+    retransmission: Seconds = 30.0  # a message without an answer is sent again; TCP loses nothing
+    heartbeat: Seconds = 10.0  # as for webmux: a dead connection is closed within three
+    patience: Seconds = 2.0  # for an answer; after that, visitors go to another node, if there is one
+    max_window: WindowSize = 8 * MIB  # as for webmux
+    connection_memory: WindowSize = 32 * MIB
+
+    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+    _locate = field_validator("identity")(absolute_path)
+
+
 class DaemonSettings(Table):
     """`[daemon]`: the process itself."""
 
@@ -287,6 +311,7 @@ class Settings(Table):
     tunnels: TunnelSettings = TunnelSettings()
     webmux: WebMuxSettings = WebMuxSettings()
     ssh: SshSettings = SshSettings()
+    egtp: EgtpSettings = EgtpSettings()
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()

@@ -16,8 +16,9 @@ from tunneld.config.schema import ControlSettings
 from tunneld.directory.reply import TakeConnection
 from tunneld.errors import RemoteProtocolError
 from tunneld.net.sockets import taken_out
-from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, TlsSocket, TlsStream
+from tunneld.tls.connection import HANDSHAKE, PEER_CLOSED, TlsSocket
 from tunneld.tls.session import is_truncation
+from tunneld.tls.stream import TlsStream
 from tunneld.wire.lines import LineBuffer
 
 CONTROL_READ_SIZE = 4096

@@ -33,8 +33,9 @@ from tunneld.net.listeners import ReloadableListener
 from tunneld.net.sockets import taken_out
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, TlsStream, shake_hands
+from tunneld.tls.connection import HANDSHAKE, shake_hands
 from tunneld.tls.session import is_truncation
+from tunneld.tls.stream import TlsStream
 from tunneld.wire.lines import format_err
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
@@ -139,7 +140,9 @@ class _LineServer:
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
                             await session.run(
-                                f"tunneld {__version__} protocol=1 auth={login.method}{more}", deadline, refusal
+                                f"tunneld {__version__} protocol=1 opens=described auth={login.method}{more}",
+                                deadline,
+                                refusal,
                             )
                         finally:
                             login.close()

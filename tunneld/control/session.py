@@ -64,20 +64,12 @@ class ControlSession:
         if self.login.grant is None:
             self.login_scope.deadline = deadline
         with self.login_scope:
-            await self._talk(greeting)
+            await self.connection.send(format_ok(greeting))
+            await self._answer_all()
         if self.login_scope.cancelled_caught:
             self.login.log_limited(self.log.info, "control connection closed: authentication timed out")
             with trio.move_on_after(LAST_ERROR_TIMEOUT):
                 await self._close_with(LimitReachedError("authentication timed out (control.handshake_timeout)"))
-
-    async def _talk(self, greeting: str) -> None:
-        await self.connection.send(format_ok(greeting))
-        try:
-            await self._answer_all()
-        except RemoteProtocolError as error:
-            event = "control connection closed: peer speaks another protocol"
-            self.login.log_limited(self.log.info, event, reason=str(error))
-            await self._close_with(error)
 
     async def _close_with(self, error: TunneldError) -> None:
         """Send a final error and make sure that it arrives; the server then closes the connection."""
@@ -86,22 +78,27 @@ class ControlSession:
 
     async def _answer_all(self) -> None:
         unreadable = 0
-        while (line := await self._next_line()) is not None:
-            if not line.strip():
-                continue
-            if HTTP_REQUEST_LINE.match(line):
-                raise RemoteProtocolError(
-                    "this port speaks tunneld-control(7), not HTTP; HTTP has its own port, see [http]"
-                )
-            try:
-                request = parse_request(line)
-            except UsageError as error:
-                unreadable += 1
-                await self._refuse_line(error, unreadable)
-                continue
-            unreadable = 0
-            if await self._answer(request):
-                return
+        try:
+            while (line := await self._next_line()) is not None:
+                if not line.strip():
+                    continue
+                if HTTP_REQUEST_LINE.match(line):
+                    raise RemoteProtocolError(
+                        "this port speaks tunneld-control(7), not HTTP; HTTP has its own port, see [http]"
+                    )
+                try:
+                    request = parse_request(line)
+                except UsageError as error:
+                    unreadable += 1
+                    await self._refuse_line(error, unreadable)
+                    continue
+                unreadable = 0
+                if await self._answer(request):
+                    return
+        except RemoteProtocolError as error:
+            event = "control connection closed: peer speaks another protocol"
+            self.login.log_limited(self.log.info, event, reason=str(error))
+            await self._close_with(error)
 
     async def _next_line(self) -> bytes | None:
         timeout = self.settings().idle_timeout

@@ -83,11 +83,14 @@ class DaemonControl(Protocol):
 
 
 async def open_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """Open a tunnel; the text is its server URI."""
-    backend = request.args[0] if request.args else "tcp"
+    """Open a tunnel; the text is its server URI. With `described`, an item has its id and its client URI."""
+    backend, *flags = request.args or ("tcp",)
+    if flags not in ([], ["described"]):
+        raise UsageError(f"unrecognized argument {flags[0]!r}; usage: openTunnel [backend [described]] [key=value ...]")
     options = TunnelOptions.parse(request.options)
     tunnel = await daemon.service.open_tunnel(backend, options, caller)
-    return Reply(text=str(tunnel.server_uri))
+    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id}] if flags else []
+    return Reply(text=str(tunnel.server_uri), items=items)
 
 
 async def get_tunnel_address(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
@@ -304,6 +307,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "certificate": _certificate_problem(tunnel) or None,
         "host": ",".join(map(str, spec.names)) or None,
         "private": str(spec.private) if spec.private is not None else None,
         "host_header": options.host_header or None,
@@ -330,3 +334,11 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "up": up,
         "down": down,
     }
+
+
+def _certificate_problem(tunnel: Tunnel) -> str:
+    """Why visitors of a host name of this tunnel cannot come with https, although they should."""
+    names = tunnel.spec.services.names
+    if names is None or tunnel.spec.options.tls == "pass":
+        return ""
+    return next((reason for name in tunnel.spec.names if (reason := names.why_uncertified(name.name))), "")

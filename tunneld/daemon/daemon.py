@@ -132,7 +132,15 @@ class Daemon:
         if self.names is not None:
             self._order_certificates(self.names)
         self.service = TunnelService(
-            lambda: self.settings, self.engine, BACKENDS, keys, self._state, handshakes, self.names, bans
+            lambda: self.settings,
+            self.engine,
+            BACKENDS,
+            keys,
+            self._state,
+            handshakes,
+            self.names,
+            bans,
+            lambda: self.servers.identity,
         )
         self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
         self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)
@@ -147,7 +155,7 @@ class Daemon:
         snapshot = self.servers.listen(self.settings)
         self._become_user()
         store_salt_key(self._state, self._salt_key)
-        self.servers.load_host_key(self.settings)
+        self.servers.load_keys(self.settings)
         with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
             async with trio.open_nursery() as root:
@@ -179,6 +187,7 @@ class Daemon:
         names.on_taken = lambda name, owner: orders.want(name.name, account_of(owner))
         names.on_freed = lambda name, _owner: orders.unwant(name.name)
         names.obtains_certificates = lambda: self.settings.acme.enabled
+        names.last_failure = orders.failure
         orders.on_failed = self._on_certificate_failed
 
     def _on_certificate_failed(self, name: str, reason: str) -> None:
@@ -218,6 +227,7 @@ class Daemon:
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "reservations": len(self.service.reservations.table),
             "ssh_host_key": host_key.get_fingerprint() if host_key is not None else None,
+            "egtp_node": str(identity.id) if (identity := self.servers.identity) is not None else None,
             "config": str(self._config_path or "built-in defaults"),
             "state": self.service.reservations.place,
         }

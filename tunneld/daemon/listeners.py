@@ -20,7 +20,7 @@ from tunneld.net.sockets import describe
 
 log = structlog.get_logger("daemon")
 
-SERVICES = ("control", "http", "webmux", "ssh", "names-http", "names-https")
+SERVICES = ("control", "http", "webmux", "ssh", "egtp", "names-http", "names-https")
 """Services with a port of their own: as the tables of the configuration are called, and systemd's sockets."""
 
 HAS_PUMP = sys.platform == "linux"
@@ -108,11 +108,13 @@ class Listeners:
 def bind_addresses(settings: Settings) -> dict[str, BindAddress | None]:
     """Return the address of each of `SERVICES`; None if it is disabled."""
     control, web, webmux, ssh = settings.control, settings.http, settings.webmux, settings.ssh
+    egtp = settings.egtp
     return {
         "control": BindAddress(control.host, control.port),
         "http": BindAddress(web.host, web.port) if web.enabled else None,
         "webmux": _shared(settings, webmux.host, webmux.port) if webmux.enabled else None,
         "ssh": _shared(settings, ssh.host, ssh.port) if ssh.enabled else None,
+        "egtp": _shared(settings, egtp.host, egtp.port) if egtp.enabled else None,
         "names-http": settings.names.http_address if HAS_PUMP else None,
         "names-https": settings.names.https_address if HAS_PUMP else None,
     }

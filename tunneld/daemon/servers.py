@@ -4,6 +4,7 @@
     ├─ control                 the control port, see control/server.py
     ├─ HTTP                    see http/server.py
     ├─ webmux                  the shared port of the webmux backend, see backends/webmux_port.py
+    ├─ egtp                    the port for EGTP nodes, see backends/egtp_port.py
     └─ ssh                     the shared port of the ssh backend, see backends/ssh/port.py
 
 Each server takes connections from a `ReloadableListener` (net/listeners.py, listeners.py). It also runs while it is
@@ -40,6 +41,7 @@ from tunneld.net.listeners import Bound
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.names import SharedNames
 from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL
+from tunneld.tls.identity import Identity
 from tunneld.tls.store import AGENT_TABLE, CertificateStore, LoadedCertificates
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.snapshot import ServiceSnapshot
@@ -55,11 +57,12 @@ go on meanwhile.
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A reload that can no longer fail: certificates and a host key that were read, listeners that are bound."""
+    """A reload that can no longer fail: certificates and keys that were read, listeners that are bound."""
 
     certificates: LoadedCertificates
     protocols: Sequence[str]  # that visitors may use in TLS
     host_key: asyncssh.SSHKey | None
+    identity: Identity | None
     bound: Bound
 
 
@@ -78,6 +81,7 @@ class Servers:
     ) -> None:
         """`keys` and `names` get the numbers of the shared ports, for URIs; `certificates` is loaded here."""
         self.host_key: asyncssh.SSHKey | None = None
+        self.identity: Identity | None = None  # for EGTP
         self._certificates = certificates
         self._names = names
         self._access_log = AccessLog(lambda: daemon.settings.names)
@@ -108,9 +112,12 @@ class Servers:
         self._exchange(self.listeners.begin(settings, activated, inherited, still_activated))
         return snapshot.service if snapshot is not None else ServiceSnapshot()
 
-    def load_host_key(self, settings: Settings) -> None:
-        """Load or make the SSH host key; called after the change of user, which is to own it. Raises `ConfigError`."""
+    def load_keys(self, settings: Settings) -> None:
+        """Load or make the SSH host key and the relay's EGTP key; called after the change of user, which is to own
+        them. Raises `ConfigError`.
+        """
         self.host_key = _host_key(settings)
+        self.identity = _identity(settings)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled or until `export`."""
@@ -128,15 +135,14 @@ class Servers:
         nothing has changed.
         """
         certificates = self._certificates.load(then.certificates, then.named_certificates)
-        return Prepared(
-            certificates, then.names.protocols, self.host_key or _host_key(then), self.listeners.bind(now, then)
-        )
+        host_key, identity = self.host_key or _host_key(then), self.identity or _identity(then)
+        return Prepared(certificates, then.names.protocols, host_key, identity, self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:
         """Do the rest of a reload."""
         self._offer(prepared.protocols)
         self._certificates.apply(prepared.certificates)
-        self.host_key = prepared.host_key
+        self.host_key, self.identity = prepared.host_key, prepared.identity
         self._exchange(prepared.bound)
         self._access_log.reopen()
         if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
@@ -165,11 +171,12 @@ class Servers:
             "http": "https" if self._certificates.port("http.tls") else "http",
             "webmux": "webmuxs" if self._certificates.port("control.tls") else "webmux",
             "ssh": "ssh",
+            "egtp": "egtp",
             "names-http": "http",
             "names-https": "https",
         }
         self.listeners.exchange(bound, schemes.__getitem__)
-        for backend in ("webmux", "ssh"):
+        for backend in ("webmux", "ssh", "egtp"):
             self._keys.set_port(backend, schemes[backend], self.listeners.by_service[backend].port)
         if self._names is not None:
             for scheme in ("http", "https"):
@@ -188,12 +195,21 @@ class Servers:
         web_tls = partial(self._certificates.port, "http.tls")
         await nursery.start(http.serve, listeners["http"], daemon, authenticator, web_tls)
         if sys.platform == "linux":
+            from tunneld.backends.egtp_port import serve_nodes  # noqa: PLC0415  # Linux only, like the pump
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
             await nursery.start(
                 serve_carriers,
                 listeners["webmux"],
                 lambda: daemon.settings.webmux,
+                self._handshakes,
+                self._keys,
+                self._engine,
+            )
+            await nursery.start(
+                serve_nodes,
+                listeners["egtp"],
+                lambda: daemon.settings.egtp,
                 self._handshakes,
                 self._keys,
                 self._engine,
@@ -222,8 +238,9 @@ class Servers:
             await logging.start(self._access_log.run)
             async with trio.open_nursery() as nursery:
                 await nursery.start(ports.run)
-                await nursery.start(self.listeners.by_service["names-http"].serve, ports.on_http)
-                await nursery.start(self.listeners.by_service["names-https"].serve, ports.on_https)
+                listen, listeners = self._engine.listen, self.listeners.by_service
+                await nursery.start(partial(listeners["names-http"].serve, ports.on_http, listen=listen))
+                await nursery.start(partial(listeners["names-https"].serve, ports.on_https, listen=listen))
                 task_status.started()
 
     def _take_agent(self, service: str, connection: socket.socket, peer: Peer) -> bool:
@@ -277,3 +294,15 @@ def _host_key(settings: Settings) -> asyncssh.SSHKey | None:
     from tunneld.backends.ssh.host_key import load_or_make, place  # noqa: PLC0415
 
     return load_or_make(place(settings))
+
+
+def _identity(settings: Settings) -> Identity | None:
+    """Load the relay's EGTP key, which is made if its file does not exist; None if the port is disabled.
+
+    Raises `ConfigError`.
+    """
+    if bind_addresses(settings)["egtp"] is None:
+        return None
+    from tunneld.backends.egtp_port import load_identity, place  # noqa: PLC0415  # Linux only
+
+    return load_identity(place(settings))

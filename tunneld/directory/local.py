@@ -76,6 +76,7 @@ class LocalDirectory:
         self._named = TunnelIndex[ReservationKey]()
         self._by_address = TunnelIndex[Address]()
         self._by_host = TunnelIndex[str]()  # the same name once for each path of a tunnel
+        self._by_owner = TunnelIndex[Owner]()  # a tunnel once for each of its host names
         self._by_uri = TunnelIndex[Endpoint | str]()  # client URI; server URI, or its key where it has one
         self._ended: dict[Endpoint, tuple[str, TunneldError]] = {}  # by server URI: credential, and why it has ended
 
@@ -125,6 +126,8 @@ class LocalDirectory:
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant
     ) -> str:
         """See `Directory.why_names_refused`."""
+        if not names:
+            return ""
         for name in names:
             if refusal := self.reservations.why_refused(holder, name, grant):
                 return refusal
@@ -134,7 +137,7 @@ class LocalDirectory:
                 )
         limit = self._settings().names.max_names_per_owner
         held = {name for name in self._names_held(owner) if name not in names}
-        if names and len(held) + len(names) > limit:
+        if len(held) + len(names) > limit:
             return (
                 f"limit of host names reached: {len(held)} of {limit} are open or reserved (names.max_names_per_owner)"
             )
@@ -156,8 +159,7 @@ class LocalDirectory:
 
     def _names_held(self, owner: Owner) -> Iterator[HostName]:
         """The host names of an owner, of open tunnels and reserved."""
-        open_ones = (self._records[tunnel] for tunnel in self._owned.get(owner[0], ()))
-        mine = (record.addresses for record in open_ones if record.port_owner == owner)
+        mine = (self._records[tunnel].addresses for tunnel in self._by_owner.all(owner))
         for addresses in (*mine, *(kept.addresses for kept in self.reservations.table.kept_by(owner))):
             yield from (address for address in addresses if isinstance(address, HostName))
 
@@ -174,6 +176,7 @@ class LocalDirectory:
 
     async def open(self, record: TunnelRecord, claim: AddressClaim | None = None) -> None:
         """See `Directory.open`. Without a `claim`, the tunnel was open in another process."""
+        owner = record.port_owner
         self._records[record.id] = record
         self._owned.setdefault(record.owner, {})[record.id] = None
         self._by_uri.add(record.client, record.id)
@@ -182,8 +185,9 @@ class LocalDirectory:
             self._by_address.add(address, record.id)
             if isinstance(address, HostName):
                 self._by_host.add(address.name, record.id)
+                self._by_owner.add(owner, record.id)
         for port in record.ports:
-            self.pool.take(port, record.port_owner)
+            self.pool.take(port, owner)
         self._ended.pop(record.server, None)  # a plain tcp tunnel may get the server URI of an ended one
         if (holder := record.holder) is not None:
             self._named.add(holder, record.id)
@@ -193,6 +197,7 @@ class LocalDirectory:
 
     async def remove(self, record: TunnelRecord, *, keep: bool | None) -> None:
         """See `Directory.remove`."""
+        owner = record.port_owner
         del self._records[record.id]
         del self._owned[record.owner][record.id]
         if not self._owned[record.owner]:
@@ -203,8 +208,9 @@ class LocalDirectory:
             self._by_address.remove(address, record.id)
             if isinstance(address, HostName):
                 self._by_host.remove(address.name, record.id)
+                self._by_owner.remove(owner, record.id)
         for port in record.ports:
-            self.pool.give_back(port, record.port_owner, trio.current_time())
+            self.pool.give_back(port, owner, trio.current_time())
         if (holder := record.holder) is not None:
             self._named.remove(holder, record.id)
             self.reservations.on_closed(record.id, holder, keep=keep, metered=record.metered)

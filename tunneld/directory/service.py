@@ -24,16 +24,17 @@ from tunneld.directory.running import TunnelRunner
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
-from tunneld.net.address import HostName, Private
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, parse_network
 from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
 from tunneld.policy.bans import Bans
 from tunneld.policy.options import TunnelOptions
 from tunneld.sites.names import SharedNames
+from tunneld.tls.identity import Identity
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
-from tunneld.tunnel.private_tunnels import PrivateDoor
+from tunneld.tunnel.private_tunnels import PrivateTunnels
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
@@ -55,11 +56,13 @@ class TunnelService:
         handshakes: Handshakes | None = None,
         names: SharedNames | None = None,
         bans: Bans | None = None,
+        identity: Callable[[], Identity | None] = lambda: None,
     ) -> None:
         """`settings` is called for every request, so that a reload applies to the next tunnel. `backends` has the names
         that openTunnel accepts, `keys` the shared ports. `state` is the directory for reservations; None: they are kept
         in memory only. `handshakes` authenticates hidden servers on ports of their own; `names` has the host names,
-        where there can be some; `bans` keep visitors away from all tunnels.
+        where there can be some; `bans` keep visitors away from all tunnels; `identity` returns the key of the relay,
+        where it has one.
         """
         self.settings = settings
         self.live = LiveTunnels()
@@ -71,7 +74,7 @@ class TunnelService:
         self.keys = keys if keys is not None else KeyRegistry()
         self.engine = engine
         self.names = names
-        self._services = BackendServices(backends, self.keys, handshakes, names)
+        self._services = BackendServices(backends, self.keys, handshakes, names, identity=identity)
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table
             names.is_draining = lambda: self.draining or self.leaving
@@ -204,11 +207,13 @@ class TunnelService:
         """Add the requester to the agents of a shared tunnel, until its control connection ends or it leaves."""
         network = tunnel.spec.allowed_sources_for(options.server_from, requester.host)
         tunnel.agents.join(requester.owner, requester.host, network)
+        tunnel.server_side.admit_agent(options)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
 
-    def find_private(self, address: Private) -> PrivateDoor | None:
-        """Where the visitors of this private tunnel are taken, if it is open on this node."""
-        return self._services.privates.find(address)
+    @property
+    def privates(self) -> PrivateTunnels:
+        """The private tunnels of this node."""
+        return self._services.privates
 
     def tenant_of(self, credential: str, host: str) -> Tenant:
         """What all tunnels of a credential share; of the address `host` on a relay without credentials."""

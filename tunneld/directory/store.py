@@ -124,7 +124,7 @@ class ReservationStore:
 
     async def saved(self) -> None:
         """Wait until all changes so far are on disk, for at most `DISK_TIMEOUT`, and not where the disk has failed."""
-        if self._healthy and self.database is not None:
+        if self._healthy and self.database is not None and not self.idle:
             with trio.move_on_after(DISK_TIMEOUT) as scope:
                 await (self._next_write if self._pending else self._current_write).wait()
             if scope.cancelled_caught:

@@ -31,14 +31,19 @@ class RequestTurns:
         """Wait for the turn of this requester's owner, which lasts until the block ends."""
         grant = requester.grant
         owner = grant.name if grant is not None and grant.name else requester.host
-        queue = self._queues.setdefault(owner, trio.StrictFIFOLock())
+        queue = self._queues.get(owner)
+        if queue is None:
+            self._queues[owner] = queue = trio.StrictFIFOLock()
+            queue.acquire_nowait()
+        else:
+            await queue.acquire()
         try:
-            async with queue:
-                if len(self) > 1:
-                    async with self._beginning:
-                        await trio.lowlevel.checkpoint()
-                yield
-                await trio.lowlevel.checkpoint()  # the next step begins in the next turn
+            if len(self._queues) > 1:
+                async with self._beginning:
+                    await trio.lowlevel.checkpoint()
+            yield
+            await trio.lowlevel.checkpoint()  # the next step begins in the next turn
         finally:
-            if not queue.locked() and not queue.statistics().tasks_waiting:
+            queue.release()
+            if not queue.locked():
                 self._queues.pop(owner, None)

@@ -80,11 +80,11 @@ class PassingLimits:
 
 
 class FastReceiver(Protocol):
-    """A connection of a node that takes `message for you` requests. Compared by identity."""
+    """A connection that takes `message for you` requests. Compared by identity."""
 
-    def send_message(self, envelope: bytes) -> bytes | None:
-        """Send a `message for you` request with this envelope; return the id of the request. None: there is no room
-        now, nothing was sent, and `PassingService.on_room` will be called. Must not call the service.
+    def send_message(self, node: bytes, envelope: bytes) -> bytes | None:
+        """Send `node` a `message for you` request with this envelope, and return the id of the request. None: there is
+        no room now, nothing was sent, and `PassingService.on_room` will be called. Must not call the service.
         """
 
 
@@ -146,6 +146,15 @@ class PassingService:
         if (receiver := self._receivers.get(node)) is not None:
             self.on_lost(receiver)
         self.mailboxes.drop(node)
+
+    def knows(self, node: bytes) -> bool:
+        """Whether a node may use the relay."""
+        return self._owner_of(node) is not None
+
+    @property
+    def max_message_bytes(self) -> int:
+        """See `PassingLimits`."""
+        return self._limits().max_message_bytes
 
     # Requests
 
@@ -261,8 +270,7 @@ class PassingService:
         """The connection is gone: what was sent down it and is not acknowledged waits again. Harmless if repeated."""
         delivery = self._deliveries.pop(receiver, None)
         if delivery is not None:
-            if self._receivers[delivery.node] is receiver:
-                del self._receivers[delivery.node]
+            del self._receivers[delivery.node]
             for message in delivery.sent.values():
                 self.mailboxes.move(message, MailEvent.RETURN)
 
@@ -270,6 +278,7 @@ class PassingService:
         """Send messages for a node down this connection from now on, in place of an older one."""
         if (older := self._receivers.get(node)) is not None:
             self.on_lost(older)
+        self.on_lost(receiver)  # it may have served another node
         self._receivers[node] = receiver
         self._deliveries[receiver] = _Delivery(node)
 
@@ -284,7 +293,7 @@ class PassingService:
                 break
             if delivery.sent and delivery.sent_bytes + size > limits.fast_bytes:
                 break
-            message_id = receiver.send_message(message.envelope)
+            message_id = receiver.send_message(node, message.envelope)
             if message_id is None:
                 break
             self.mailboxes.move(message, MailEvent.SEND)

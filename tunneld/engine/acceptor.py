@@ -15,7 +15,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -27,18 +27,20 @@ from tunneld.net.accept import NOT_LISTENING, AcceptShortage, unmap_address
 if TYPE_CHECKING:
     from tunneld.engine.pump import Pump
 
-WRITE_EVENT = select.EPOLLOUT
+WRITE_EVENT: Final = select.EPOLLOUT
 """Space in the send buffer: of no interest for a parked connection."""
 
-RESERVE_REACHED = OSError(errno.EMFILE, "Too many open files: raise LimitNOFILE= in the systemd unit, or ulimit -n")
+RESERVE_REACHED: Final = OSError(
+    errno.EMFILE, "Too many open files: raise LimitNOFILE= in the systemd unit, or ulimit -n"
+)
 """What the kernel would report a little later, and what to do."""
 
-PROBE_MARGIN = 64
+PROBE_MARGIN: Final = 64
 """Descriptors below the reserve from which on acceptors probe: more than the rest of the process opens while one
 connection is accepted.
 """
 
-TCP_ENDED = {7, 8}
+TCP_ENDED: Final = {7, 8}
 """The states CLOSE and CLOSE_WAIT of tcpi_state, see tcp(7)."""
 
 

@@ -16,11 +16,11 @@ a turn longer. An owner that exceeded its share repays that from the next ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from tunneld.engine.failures import report_failure
 
-MIN_SHARE = 32
+MIN_SHARE: Final = 32
 """Units: enough to make progress in each turn, however many owners there are."""
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
@@ -28,7 +28,7 @@ from tunneld.log import Logger
 
 log = Logger("engine")
 
-DEFAULT_LINGER = 60.0
+DEFAULT_LINGER: Final = 60.0
 """Seconds for the peer to read what was written to a released end, if no relay has set `linger`."""
 
 
@@ -263,4 +263,4 @@ class _NoHandler:
         log.error("connection failed: internal error", exc_info=error)
 
 
-NO_HANDLER = _NoHandler()
+NO_HANDLER: Final = _NoHandler()

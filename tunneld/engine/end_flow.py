@@ -12,7 +12,7 @@ carrier while that reads, and no relay can keep the pump to itself.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Side
@@ -23,7 +23,7 @@ from tunneld.engine.socket_flow import FromSocket
 if TYPE_CHECKING:
     from tunneld.engine.relay import JoinedEnds
 
-MIN_READ_COST = 2048
+MIN_READ_COST: Final = 2048
 """Bytes of the quantum that each read costs at least. If the peer asks for fragments of one byte, a short read costs as
 much time as a long one.
 """

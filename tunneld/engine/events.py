@@ -4,13 +4,15 @@ that only mention them can be imported anywhere.
 
 from __future__ import annotations
 
+from typing import Final
+
 IN, PRI, OUT, ERR, HUP, RDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
 
-BROKEN = ERR | HUP
+BROKEN: Final = ERR | HUP
 """Events of a socket that may be broken."""
-UNTIL_EAGAIN = BROKEN | RDHUP | PRI
+UNTIL_EAGAIN: Final = BROKEN | RDHUP | PRI
 """Events after which a short read does not mean that the socket is drained."""
-READABLE = UNTIL_EAGAIN | IN
+READABLE: Final = UNTIL_EAGAIN | IN
 """Events after which a read may succeed or report an end."""
-WRITABLE = BROKEN | OUT
+WRITABLE: Final = BROKEN | OUT
 """Events after which a write may succeed or report an error."""

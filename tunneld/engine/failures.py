@@ -8,13 +8,13 @@ import socket
 import struct
 import sys
 import termios
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tunneld.engine.engine import FailureCallback
 from tunneld.errors import reason_of
 from tunneld.log import Logger
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """The value of SO_LINGER that makes close(2) send RST: on, 0 seconds."""
 
 log = Logger("engine")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from tunneld.net.accept import ACCEPT_BACKOFF
 
-KIB = 1024
-MIB = 1024 * KIB
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class EngineLimits:
     """
 
 
-POLL_TIMEOUT = 0.001
+POLL_TIMEOUT: Final = 0.001
 """`EngineLimits.poll_timeout`, in seconds, for a process that does little but relay: less than a round trip to another
 machine, more than one to another process.
 """

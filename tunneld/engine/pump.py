@@ -52,7 +52,7 @@ import select
 import socket
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import trio
 
@@ -69,10 +69,10 @@ from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Throttle, TokenBucket
 from tunneld.log import Logger
 
-EPOLL_MASK = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+EPOLL_MASK: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 "What every socket is registered for."
 
-MAX_BATCH_EVENTS = 256
+MAX_BATCH_EVENTS: Final = 256
 "Events taken per `epoll_wait`: enough that the scheduler's share of each is negligible, few enough to return soon."
 
 log = Logger("engine")

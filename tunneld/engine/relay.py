@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -36,7 +37,7 @@ from tunneld.engine.socket_end import SocketEnd
 from tunneld.errors import reason_of
 from tunneld.log import Logger
 
-DELIVERY_CHECK = 0.05
+DELIVERY_CHECK: Final = 0.05
 """Seconds between two looks for acknowledgements before a reset: half of a usual round trip."""
 
 EndsFlow = Flow[End, End]

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunneld.engine.engine import Side
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tunneld.engine.relay import JoinedEnds
 
 
-SPLICE_REFUSALS = frozenset(
+SPLICE_REFUSALS: Final = frozenset(
     {errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE}
 )
 """Errors of splice(2) itself."""

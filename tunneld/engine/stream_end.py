@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from typing import Final
 
 import trio
 from trio.abc import HalfCloseableStream
@@ -21,7 +22,7 @@ from tunneld.engine.failures import TcpSocket, reset_on_close, unacknowledged
 from tunneld.engine.scheduler import Scheduler
 from tunneld.net.sockets import pending_error
 
-STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+STREAM_ERRORS: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class StreamEnd(BufferedEnd):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -26,11 +27,11 @@ MIN_QUANTUM, MAX_QUANTUM = 512, 16 * 1024
 """Bytes. A smaller quantum would spend all time in system calls; a larger one would make the queue noticeably slow at a
 few hundred KiB per second.
 """
-QUANTUM_SECONDS = 0.05
+QUANTUM_SECONDS: Final = 0.05
 """A quantum is the bytes of this many seconds."""
-BURST_SECONDS = 0.1
+BURST_SECONDS: Final = 0.1
 """A full bucket is the bytes of this many seconds."""
-MIN_WAIT = 0.001
+MIN_WAIT: Final = 0.001
 """Seconds. The missing tokens may be too few for a float to show that time passes."""
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
 from tunneld.log import Logger
 
-MIN_SWEEP_INTERVAL = 0.05
+MIN_SWEEP_INTERVAL: Final = 0.05
 "Seconds between two sweeps at least; so a deadline is served at most this much too late."
 
 log = Logger("engine")

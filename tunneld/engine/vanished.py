@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from tunneld.engine.flow import Flow
     from tunneld.engine.relay import JoinedEnds
 
-MIN_UNANSWERED = 3
+MIN_UNANSWERED: Final = 3
 """Segments in a row that got no answer: two may have been lost."""
-ROUNDS = 4
+ROUNDS: Final = 4
 """Rounds per timeout, so that a vanished peer is noticed at most a quarter later."""
-SLICES = 32
+SLICES: Final = 32
 """Parts of a round: of ten thousand relays, some 300 are looked at together, in less than a millisecond."""
 
-TCP_INFO = getattr(socket, "TCP_INFO", None)
+TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 """None where the system is not Linux: nothing is watched there."""
-_ESTABLISHED = frozenset({1, 4, 8})
+_ESTABLISHED: Final = frozenset({1, 4, 8})
 """tcpi_state in which bytes may be outstanding: ESTABLISHED, FIN_WAIT1, CLOSE_WAIT. One that connects is its dialler's
 concern.
 """
-_COUNTS = struct.Struct("=BxB21xI108xIII")
+_COUNTS: Final = struct.Struct("=BxB21xI108xIII")
 """Of Linux's `struct tcp_info`: tcpi_state, tcpi_retransmits; tcpi_unacked at 24; tcpi_segs_out, tcpi_segs_in and
 tcpi_notsent_bytes at 136.
 """

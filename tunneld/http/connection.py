@@ -31,7 +31,7 @@ from hypercorn.typing import AppWrapper, ConnectionState
 
 from tunneld.http.auth import CONNECTION_INFO, ConnectionInfo
 from tunneld.net.accept import local_address, peer_address
-from tunneld.tls.connection import TlsStream
+from tunneld.tls.stream import TlsStream
 
 FINAL_WRITE_TIMEOUT = 0.5
 """Seconds for a write that begins after this connection was cancelled, or at its deadline: a client gets its answer."""

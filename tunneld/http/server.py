@@ -39,8 +39,9 @@ from tunneld.net.endpoint import format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.policy.access import EVERYBODY
 from tunneld.policy.places import Place, PlaceLimits, Places
-from tunneld.tls.connection import HANDSHAKE, TlsSocket, TlsStream
+from tunneld.tls.connection import HANDSHAKE, TlsSocket
 from tunneld.tls.session import is_truncation
+from tunneld.tls.stream import TlsStream
 
 log = structlog.get_logger("http")
 

@@ -12,6 +12,8 @@ credit is granted only for bytes that a channel's handler has taken.
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
@@ -32,9 +34,9 @@ from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
 """Channels that one side may have open: of its 127 session ids one is kept for the ping."""
-PREAUTH_EXCEEDED = f"the peer sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
-NO_DATA = memoryview(b"")
-NO_MSS = 1 << 30
+PREAUTH_EXCEEDED: Final = f"the peer sent more than {PREAUTH_LIMIT} bytes without naming a tunnel"
+NO_DATA: Final = memoryview(b"")
+NO_MSS: Final = 1 << 30
 
 log = Logger("mux")
 

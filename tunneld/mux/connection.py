@@ -10,21 +10,22 @@ from __future__ import annotations
 import math
 import socket
 import sys
+from typing import Final
 
 from tunneld.net.dial import TCP_RTO_MAX_MS
 from tunneld.tls.connection import TlsSocket
 
-TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 """Linux's number; Python's `socket` does not name it everywhere."""
-TCP_USER_TIMEOUT = 18
+TCP_USER_TIMEOUT: Final = 18
 """Linux's number."""
-MAX_USER_TIMEOUT = (1 << 31) - 1
+MAX_USER_TIMEOUT: Final = (1 << 31) - 1
 """Milliseconds, the largest TCP_USER_TIMEOUT: 24 days."""
-TCPI_MIN_RTT = 148
+TCPI_MIN_RTT: Final = 148
 """Offset of tcpi_min_rtt in Linux's `struct tcp_info`: the shortest recent round trip, in microseconds."""
-TCPI_LAST_DATA_RECV = 52
+TCPI_LAST_DATA_RECV: Final = 52
 """Offset of tcpi_last_data_recv: milliseconds since data arrived."""
-TLS_RECORD_SIZE = 16 * 1024
+TLS_RECORD_SIZE: Final = 16 * 1024
 """Most plaintext bytes in a TLS record (RFC 8446 §5.1): a read may complete a record begun by the one before."""
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-KIB = 1024
-MIB = 1024 * KIB
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
 
-MAX_FRAMES_PER_TURN = 256
+MAX_FRAMES_PER_TURN: Final = 256
 """Frames parsed before other handlers of the pump have their turn. A peer that sends the most expensive frames in few
 bytes delays nothing for long; an honest peer, whose frames carry data, reaches the turn's byte limit first or has had a
 millisecond of work done.
 """
 
-PREAUTH_LIMIT = 4096
+PREAUTH_LIMIT: Final = 4096
 """Bytes that an unauthenticated peer may send: the endpoint's URI, and whatever an agent of another make sends first.
 """
 
-USER_TIMEOUT_HEARTBEATS = 6
+USER_TIMEOUT_HEARTBEATS: Final = 6
 """TCP_USER_TIMEOUT in heartbeats; the heartbeat gives the connection up after two or three."""
 
 

@@ -7,9 +7,11 @@ was sent before the ping.
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunneld.wire.webmux.mux import Mux
 
-PING_PROTOCOL = 0
+PING_PROTOCOL: Final = 0
 """The protocol id of a ping: TCP port 0."""
 
 

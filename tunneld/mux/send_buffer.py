@@ -11,24 +11,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneld.engine.pump import Pump
 from tunneld.errors import reason_of
-from tunneld.mux.connection import Connection
 from tunneld.mux.limits import CarrierLimits
 
 if TYPE_CHECKING:
     from tunneld.mux.channel import Channel
 
-FLUSH_SIZE = 64 * 1024
+FLUSH_SIZE: Final = 64 * 1024
 """Bytes of pending output that are written at once: four TLS records, and as much as leaves the kernel in one piece.
 Larger buffers come from malloc as fresh pages every time, which costs as much as encrypting them.
 """
-MAX_CAPACITY = FLUSH_SIZE - 4
+MAX_CAPACITY: Final = FLUSH_SIZE - 4
 """Bytes that a channel may write at once: with the header of its frame, that size."""
-MIN_CAPACITY = 4096
+MIN_CAPACITY: Final = 4096
 """Bytes: with less space than this a visitor waits, rather than being read in small pieces."""
+
+
+class FrameOutput(Protocol):
+    """Where a send buffer writes to: a `mux.connection.Connection`, or messages of other nodes (`egtp.output`)."""
+
+    @property
+    def pending_output(self) -> int:
+        """Bytes that `write` accepted and the kernel did not."""
+
+    def write(self, outgoing: bytearray, /) -> bool:
+        """Write from the front of `outgoing` and remove what was accepted. Returns whether the kernel took everything;
+        if not, `SendBuffer.unblock` must be called once it may accept more. Raises OSError if the connection is broken.
+        """
 
 
 class SendBuffer:
@@ -42,7 +54,7 @@ class SendBuffer:
     def __init__(
         self,
         pump: Pump,
-        connection: Connection,
+        connection: FrameOutput,
         outgoing: bytearray,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],

@@ -19,10 +19,11 @@ stalls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-GROWTH_ROUND_TRIPS = 2.0
+GROWTH_ROUND_TRIPS: Final = 2.0
 """A window grows if a whole window is delivered within this many round trips: one for the path, one for reading it."""
-GROWTH_SLACK = 0.002
+GROWTH_SLACK: Final = 0.002
 """Seconds added to these round trips: some turns of two busy pumps. On a path without delay this alone bounds the
 window, at 1.5 MiB for a stream of 6 Gbit/s."""
 

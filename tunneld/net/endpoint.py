@@ -4,6 +4,7 @@
     tcp://[2001:db8::1]:8010          IPv6 hosts in brackets (RFC 3986 §3.2.2)
     tls://host:8010/KEY               the same with a key, which a hidden server must present
     webmuxs://host:7012/KEY           the same for one of several tunnels behind a shared port
+    egtp://host:7020/NODE-ID          the same, with the id of the node that the hidden server is to talk to
     ssh://KEY@host:7022               the same, with the key as the user name
     https://blog.example.org/api      a web address: without the port that its scheme implies, perhaps with a path
     private://shell@AAECAwQFBgc...    a private tunnel: its name, and the id of its node, see `net.address`
@@ -23,7 +24,7 @@ from typing import Any
 from tunneld.errors import UsageError
 
 MAX_PORT = 65535
-KEY_IN_PATH_SCHEMES = ("tcp", "tls", "webmux", "webmuxs")
+KEY_IN_PATH_SCHEMES = ("tcp", "tls", "webmux", "webmuxs", "egtp")
 """Schemes whose URIs may have a key after the port."""
 KEY_AS_USER_SCHEMES = ("ssh",)
 """Schemes whose URIs may have a key as the user name."""
@@ -112,11 +113,12 @@ class Endpoint:
             return f"{self.scheme}://{self.web_authority}{self.path or '/'}"
         if self.scheme == PRIVATE_SCHEME:
             return f"{self.scheme}://{self.host}@{self.path}"
+        authority = join_host_port(self.host, self.port)
         if not self.key:
-            return f"{self.scheme}://{self.authority}"
+            return f"{self.scheme}://{authority}"
         if self.scheme in KEY_AS_USER_SCHEMES:
-            return f"{self.scheme}://{self.key}@{self.authority}"
-        return f"{self.scheme}://{self.authority}/{self.key}"
+            return f"{self.scheme}://{self.key}@{authority}"
+        return f"{self.scheme}://{authority}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)

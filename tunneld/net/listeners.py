@@ -3,6 +3,9 @@
     ReloadableListener.serve
     └─ accept loop × listener    never waits for a peer; ends with its listener, while accepted connections go on
 
+A service whose connections the engine serves lets the engine accept them, too: no task, and no connection gets one of
+the descriptors that visitors may not use up.
+
 A reload calls `bind_again` and then `ReloadableListener.exchange`: what can fail comes first and changes nothing. A
 listener that is replaced is drained before it is closed, so that no client that was connected already is lost.
 """
@@ -12,7 +15,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import structlog
 import trio
@@ -34,6 +38,17 @@ raise.
 """
 
 
+class Accepting(Protocol):
+    """A listener from which an engine accepts: `engine.Registration`."""
+
+    def release(self) -> None:
+        """Accept no more, and leave the listener open."""
+
+
+Listen = Callable[[socket.socket, ConnectionCallback, Callable[[Exception], None]], Accepting]
+"""Lets an engine accept: `Engine.listen`."""
+
+
 @dataclass(frozen=True, slots=True)
 class BindAddress:
     """Where a service listens, as configured: a host, which may resolve to several addresses, and a port; 0 is any."""
@@ -49,6 +64,8 @@ class ReloadableListener:
         self.name = name
         self._listeners: dict[socket.socket, trio.CancelScope] = {each: trio.CancelScope() for each in listeners}
         self._nursery: trio.Nursery | None = None
+        self._listen: Listen | None = None
+        self._accepting: dict[socket.socket, Accepting] = {}
         self._on_connection: ConnectionCallback
         self._on_shared: ConnectionCallback
         self._shortage = AcceptShortage(self._log_shortage)
@@ -68,17 +85,23 @@ class ReloadableListener:
         on_connection: ConnectionCallback,
         *,
         on_shared: ConnectionCallback | None = None,
+        listen: Listen | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept until cancelled; then close every listener. Connections by `deliver` go to `on_shared`, if it is
-        given.
+        given. With `listen` an engine accepts.
         """
-        self._on_connection, self._on_shared = on_connection, on_shared or on_connection
-        async with trio.open_nursery() as self._nursery:
-            for listener, scope in self._listeners.items():
-                self._nursery.start_soon(self._accept, listener, scope)
-            task_status.started()
-            await trio.sleep_forever()
+        self._on_connection, self._on_shared, self._listen = on_connection, on_shared or on_connection, listen
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for listener, scope in self._listeners.items():
+                    self._begin(listener, scope)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for listener in list(self._accepting):
+                self._release(listener)
+                listener.close()
 
     def deliver(self, connection: socket.socket, peer: Any) -> bool:
         """Pass a connection, which was accepted on a port that services share, to this one. False: it does not run, and
@@ -102,7 +125,7 @@ class ReloadableListener:
                 self._close(listener, scope)
         for listener, scope in self._listeners.items():
             if listener not in before and self._nursery is not None:
-                self._nursery.start_soon(self._accept, listener, scope)
+                self._begin(listener, scope)
 
     def export(self) -> list[socket.socket]:
         """Return copies of the listeners for another owner and stop accepting. New clients wait in the queues."""
@@ -113,8 +136,21 @@ class ReloadableListener:
         self._listeners = {}
         return exported
 
+    def _begin(self, listener: socket.socket, scope: trio.CancelScope) -> None:
+        """Accept from now on."""
+        if self._listen is not None:
+            on_connection = partial(self._pass_on, self._on_connection)
+            self._accepting[listener] = self._listen(listener, on_connection, self._log_bug)
+        elif self._nursery is not None:
+            self._nursery.start_soon(self._accept, listener, scope)
+
+    def _release(self, listener: socket.socket) -> None:
+        if (accepting := self._accepting.pop(listener, None)) is not None:
+            accepting.release()
+
     def _close(self, listener: socket.socket, scope: trio.CancelScope) -> None:
         scope.cancel()
+        self._release(listener)
         if self._nursery is not None:
             trio.lowlevel.notify_closing(listener)
         listener.close()
@@ -155,9 +191,12 @@ class ReloadableListener:
     def _pass_on(self, callback: ConnectionCallback, connection: socket.socket, peer: Any) -> None:
         try:
             callback(connection, peer)
-        except Exception:
+        except Exception as error:
             connection.close()
-            log.exception("could not handle a connection: internal error", service=self.name)
+            self._log_bug(error)
+
+    def _log_bug(self, error: Exception) -> None:
+        log.error("could not handle a connection: internal error", service=self.name, exc_info=error)
 
     def _log_shortage(self, error: OSError) -> None:
         event = f"could not accept {self.name} connections"

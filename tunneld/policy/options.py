@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tunneld.errors import UsageError
 from tunneld.net.address import parse_host_name
 from tunneld.net.endpoint import MAX_PORT, Network, parse_network
+from tunneld.net.node_id import NodeId
 from tunneld.policy.logins import Login, parse_auth
 from tunneld.policy.networks import parse_networks
 from tunneld.policy.private import PrivateClaim
@@ -73,6 +74,7 @@ class TunnelOptions:
     bandwidth: int | None = None  # bytes per second
     quota: int | None = None  # bytes
     hide_visitor: bool = False
+    node: str = ""  # the id of the EGTP node that serves the tunnel
     share: bool = False
     replace: bool = True
     private: PrivateClaim | None = None  # no public address; visitors ask for it, and its agent decides which enter
@@ -169,6 +171,11 @@ def parse_name(text: str) -> str:
     if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}", text):
         raise ValueError(f"not a name of at most {MAX_NAME} letters, digits, dots, dashes and underscores")
     return text
+
+
+def parse_node(text: str) -> str:
+    """Read a node id. Raises `UsageError`."""
+    return str(NodeId.parse(text))
 
 
 def parse_hosts(text: str) -> tuple[str, ...]:
@@ -314,6 +321,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when so many bytes have been relayed", VISITORS),
     "hide_visitor": Option(parse_boolean, "yes|no", "hide the address of visitors from the ssh client"),
+    "node": Option(parse_node, "ID", "with egtp: the node, by the id of its key, that serves the tunnel"),
     "share": Option(parse_boolean, "yes|no", "serve the tunnel of this name together with other agents", TUNNEL),
     "replace": Option(parse_boolean, "yes|no", "no: fail while another agent serves the open tunnel of this name"),
 }

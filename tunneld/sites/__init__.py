@@ -3,7 +3,7 @@
 Ports and names
     ports         the shared ports for HTTP and TLS
     peek          reads the first bytes of a connection, and leaves them unread for the next
-    handshakes    TLS with visitors, which may wait for the certificate of a new name
+    handshakes    TLS with visitors, which may wait for the certificate of a new name; `tls_accept` is one handshake
     port_places   how many connections there may be
     proofs        whether a domain is a user's own
     names         the table of names, and where visitors reach them

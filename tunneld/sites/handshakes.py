@@ -1,7 +1,7 @@
 """TLS handshakes with visitors on the HTTPS port, which may wait for the certificate of a new host name.
 
     run
-    └─ handshake ×N       at most `certificate_wait` for a certificate, and `head_timeout` for the handshake itself
+    └─ wait for a certificate ×N       at most `certificate_wait`; the handshake itself needs no task, see `tls_accept`
 
 A name gets its certificate when its tunnel opens, and visitors often come at the same moment. While the order runs, the
 ClientHello of a visitor stays unread in the kernel; the handshake goes on as soon as the order is over. The number of
@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -22,12 +22,15 @@ import structlog
 import trio
 
 from tunneld.engine.acceptor import peer_ended
+from tunneld.engine.budget import CostShare
+from tunneld.engine.pump import Pump
 from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
 from tunneld.sites.port_places import PortPlace
 from tunneld.sites.site import Certificates, PortOrders
-from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.sites.tls_accept import TlsAccept
+from tunneld.tls.connection import TlsSocket
 from tunneld.wire.client_hello import MAX_HELLO_BYTES, UNRECOGNIZED_NAME, encode_alert
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
@@ -78,6 +81,7 @@ class SiteHandshakes:
 
     def __init__(
         self,
+        engine: Pump,
         settings: Callable[[], HandshakeSettings],
         certificates: Certificates,
         orders: PortOrders,
@@ -85,66 +89,66 @@ class SiteHandshakes:
     ) -> None:
         """`on_done` gets each connection whose handshake is done, with the name that the client asked for."""
         self.waiting = Counter[str]()  # handshakes that wait for a certificate, by name
+        self.running: set[TlsAccept] = set()
+        self._engine = engine
+        self._share = CostShare(engine.budget)  # of all handshakes
         self._settings = settings
         self._certificates = certificates
         self._orders = orders
         self._on_done = on_done
-        self._beginning = trio.StrictFIFOLock()
         self._nursery: trio.Nursery
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the tasks of all handshakes until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await trio.sleep_forever()
+        """Own all handshakes until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for handshake in list(self.running):
+                handshake.stop("the relay stopped")
 
     def start(self, new: NewConnection, name: str) -> None:
         """Do the handshake of a visitor with the certificate for `name`; or refuse it, where there is none."""
         context = self._certificates.context_for(name)
         if context is not None:
-            self._nursery.start_soon(self._own, new, name, partial(self._serve, new, name, context))
+            self._shake_hands(new, name, context, self._serve)
         elif self._may_wait(name):
             self.waiting[name] += 1
-            self._nursery.start_soon(self._own, new, name, partial(self._wait_and_serve, new, name))
+            self._nursery.start_soon(self._wait_and_serve, new, name)
         else:
             self._refuse(new, name)
 
     def start_challenge(self, new: NewConnection, name: str, context: ssl.SSLContext) -> None:
         """Answer the challenge of a certificate authority; there is nothing to say after the handshake."""
-        self._nursery.start_soon(self._own, new, name, partial(self._answer, new, context))
+        self._shake_hands(new, name, context, self._answer)
 
-    async def _own(self, new: NewConnection, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the work for one connection, under its deadlines. It is closed on errors."""
-        try:
-            await work()
-        except OSError as error:
-            log.debug("tls connection failed", peer=new.peer[0], name=name, reason=reason_of(error))
-            new.close()
-        except BaseException:
-            new.close()
-            raise
+    def _shake_hands(
+        self,
+        new: NewConnection,
+        name: str,
+        context: ssl.SSLContext,
+        on_done: Callable[[NewConnection, str, TlsSocket], None],
+    ) -> None:
+        """Begin a handshake. The connection is closed if it fails."""
+        deadline = self._engine.now() + self._settings().limits.head_timeout
+        done, failed = partial(on_done, new, name), partial(self._on_failed, new, name)
+        TlsAccept(self._engine, new.socket, context, deadline, done, failed, self._share, self.running).start()
 
-    async def _serve(self, new: NewConnection, name: str, context: ssl.SSLContext) -> None:
-        if (tls := await self._shake_hands(new, context)) is not None:
-            self._on_done(new, tls, name)
+    def _serve(self, new: NewConnection, name: str, tls: TlsSocket) -> None:
+        self._on_done(new, tls, name)
 
-    async def _answer(self, new: NewConnection, context: ssl.SSLContext) -> None:
-        if (tls := await self._shake_hands(new, context)) is not None:
-            tls.finish()
-            tls.flush_if_possible()
-            tls.close()
-            new.place.leave()
-
-    async def _shake_hands(self, new: NewConnection, context: ssl.SSLContext) -> TlsSocket | None:
-        """Do one handshake; None, and the connection is closed, where it takes too long. One begins in each turn of
-        Trio's scheduler, for it costs up to a millisecond: a flood of them delays further handshakes, and nothing else.
-        """
-        with trio.move_on_after(self._settings().limits.head_timeout):
-            async with self._beginning:
-                await trio.lowlevel.checkpoint()
-            return await shake_hands(new.socket, context, server_side=True)
+    def _answer(self, new: NewConnection, _name: str, tls: TlsSocket) -> None:
+        tls.finish()
+        tls.flush_if_possible()
         new.close()
-        return None
+
+    def _on_failed(self, new: NewConnection, name: str, error: Exception) -> None:
+        if isinstance(error, OSError):
+            log.debug("tls connection failed", peer=new.peer[0], name=name, reason=reason_of(error))
+        else:
+            log.error("tls connection failed: internal error", exc_info=error)
+        new.close()
 
     # Waiting for a certificate
 
@@ -162,11 +166,14 @@ class SiteHandshakes:
         try:
             with trio.move_on_after(self._settings().certificate_wait):
                 await self._wait(new.socket, name)
+        except BaseException:
+            new.close()
+            raise
         finally:
             self.waiting -= Counter((name,))  # without entries of 0
         context = self._certificates.context_for(name)
         if context is not None:
-            await self._serve(new, name, context)
+            self._shake_hands(new, name, context, self._serve)
         else:
             self._refuse(new, name)
 

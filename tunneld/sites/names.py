@@ -47,6 +47,7 @@ class SharedNames:
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
         self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
+        self.last_failure: Callable[[str], str] = lambda _name: ""  # why an order of its certificate failed
         self._has_certificate = has_certificate
         self._ports = {"http": 0, "https": 0}
 
@@ -74,6 +75,10 @@ class SharedNames:
     def is_secure(self, name: str) -> bool:
         """Whether visitors can reach a name with https, which ends at the relay."""
         return bool(self.https_port) and self._has_certificate(name)
+
+    def why_uncertified(self, name: str) -> str:
+        """Why a name whose TLS ends at the relay has no certificate, where one was ordered; else empty."""
+        return "" if self.is_secure(name) else self.last_failure(name)
 
     def uri(self, name: HostName, *, keeps_tls: bool = False) -> Endpoint:
         """The address to advertise for a name: with https where visitors can use that, now or soon."""

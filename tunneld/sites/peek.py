@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from tunneld.engine.acceptor import peer_ended
-from tunneld.engine.engine import FailureCallback
+from tunneld.engine.engine import FailureCallback, Registration
 from tunneld.engine.failures import report_failure
 from tunneld.engine.pump import Pump
 from tunneld.errors import RemoteProtocolError
@@ -60,18 +60,22 @@ class PeekReader(Generic[Found]):
         self._low_water = 1
         self._over = False
         self._waiting = waiting
-        waiting.add(self)
-        engine.timers.watch(self)
-        self._watching = engine.watch(connection, self._look, on_failure)
+        self._watching: Registration | None = None
         self._look()  # it is mostly there already
+        if not self._over:
+            waiting.add(self)
+            engine.timers.watch(self)
+            self._watching = engine.watch(connection, self._look, on_failure)
 
     def stop(self) -> None:
         """Wait no longer; no callback follows."""
         if not self._over:
             self._over = True
             self._waiting.discard(self)
-            self._engine.timers.forget(self)
-            self._watching.release()
+            if self._watching is not None:
+                self._engine.timers.forget(self)
+                self._watching.release()
+                self._watching = None  # no reference cycle is left for the garbage collector
 
     def on_deadline(self) -> None:
         """The client is late."""

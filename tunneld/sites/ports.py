@@ -36,8 +36,8 @@ from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.accept import local_address
-from tunneld.net.endpoint import Peer, is_loopback
-from tunneld.policy.networks import ConfiguredNetworks
+from tunneld.net.endpoint import Peer
+from tunneld.policy.networks import ConfiguredNetworks, read_address
 from tunneld.sites.access_log import AccessLog
 from tunneld.sites.connection import HttpConnection
 from tunneld.sites.fields import Origin
@@ -91,7 +91,7 @@ class SitePorts:
         connections that ask for these protocols (ALPN), `on_ssh` those of SSH clients.
         """
         self.places = PortPlaces(settings)
-        self.handshakes = SiteHandshakes(settings, certificates, orders, self._on_tls)
+        self.handshakes = SiteHandshakes(engine, settings, certificates, orders, self._on_tls)
         self._agents = agents or {}
         self._on_ssh = on_ssh
         self._names = names
@@ -105,7 +105,7 @@ class SitePorts:
         self._header_senders = ConfiguredNetworks(lambda: settings().proxy_protocol)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the TLS handshakes until cancelled; then close all connections."""
+        """Own the connections until cancelled; then close all of them."""
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._nursery.start(self.handshakes.run)
@@ -149,7 +149,8 @@ class SitePorts:
     ) -> NewConnection | None:
         """Count one more connection; or close it, where there is no place."""
         host = str(peer[0])
-        place = self.places.enter(host, is_exempt=is_exempt or is_loopback(host) or host in self._http_proxies)
+        is_exempt = is_exempt or read_address(host).is_loopback or host in self._http_proxies
+        place = self.places.enter(host, is_exempt=is_exempt)
         if place is None:
             connection.close()
             return None

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Final
 
 import trio
 
@@ -24,14 +23,14 @@ from tunneld.tls.session import TlsSession, as_os_error
 
 CONTROL_PROTOCOL, CARRIER_PROTOCOL = "tunneld", "tunneld-webmux"
 """ALPN of agents' connections (RFC 7301): on the HTTPS port of a relay they are told from visitors by it."""
-HANDSHAKE = b"\x16"
+HANDSHAKE: Final = b"\x16"
 """The first byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
-READ_SIZE = 65536
+READ_SIZE: Final = 65536
 """Bytes that the coroutines read from the kernel at a time: four records."""
-NO_DATA = memoryview(b"")
+NO_DATA: Final = memoryview(b"")
 NOT_YET, EXPIRED = 9, 10
 """OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
-PEER_CLOSED = "the peer closed the connection"
+PEER_CLOSED: Final = "the peer closed the connection"
 """The reason given for a connection that ended without any other."""
 
 
@@ -184,74 +183,24 @@ async def shake_hands(
     server_hostname: str | None = None,
     server_side: bool = False,
     protocol: str = "",
+    session: ssl.SSLSession | None = None,
 ) -> TlsSocket:
-    """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then.
+    """Do a TLS handshake on a connected non-blocking socket, which the result owns; an event loop can serve it then. A
+    client resumes `session`, if there is one.
 
     Raises OSError (`ssl.SSLError` is one). The connection is closed on errors and on cancellation.
     """
     try:
         tls = TlsSocket(
-            connection, context, server_side=server_side, server_hostname=server_hostname, protocol=protocol
+            connection,
+            context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            protocol=protocol,
+            session=session,
         )
         await tls.shake_hands()
     except BaseException:
         connection.close()
         raise
     return tls
-
-
-class TlsStream(trio.abc.HalfCloseableStream):
-    """A `TlsSocket` after its handshake as a Trio stream, which owns it; for one reader and one writer at a time."""
-
-    def __init__(self, tls: TlsSocket) -> None:
-        self.socket = tls.connection
-        self._tls = tls
-        self._detached = False
-
-    @property
-    def peer_certificate(self) -> bytes | None:
-        """See `TlsSession.peer_certificate`."""
-        return self._tls.peer_certificate
-
-    def detach(self) -> TlsSocket:
-        """Give the connection to another owner; afterwards this stream behaves like a closed one."""
-        self._detached = True
-        return self._tls
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """See `trio.abc.SendStream`."""
-        with _trio_errors():
-            await self._tls.send_all(bytes(data))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """See `trio.abc.SendStream`."""
-        await trio.lowlevel.checkpoint()
-
-    async def send_eof(self) -> None:
-        """See `trio.abc.HalfCloseableStream`."""
-        with _trio_errors():
-            await self._tls.send_eof()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """See `trio.abc.ReceiveStream`."""
-        await trio.lowlevel.checkpoint()
-        with _trio_errors():
-            return await self._tls.receive(max_bytes or READ_SIZE)
-
-    async def aclose(self) -> None:
-        """Close the connection. A close_notify is sent if the kernel accepts it at once."""
-        if self.socket.fileno() != -1 and not self._detached:
-            self._tls.finish()
-            self._tls.flush_if_possible()
-            trio.lowlevel.notify_closing(self.socket)
-            self._tls.close()
-        await trio.lowlevel.checkpoint()
-
-
-@contextmanager
-def _trio_errors() -> Iterator[None]:
-    """Raise the errors that Trio's streams raise."""
-    try:
-        yield
-    except OSError as error:
-        raise trio.BrokenResourceError(str(error)) from error

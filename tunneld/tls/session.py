@@ -7,6 +7,9 @@ from __future__ import annotations
 import errno
 import ssl
 from contextlib import suppress
+from weakref import WeakSet
+
+_REQUIRES_CLOSE_NOTIFY = WeakSet[ssl.SSLContext]()
 
 
 class TlsSession:
@@ -25,7 +28,9 @@ class TlsSession:
         """`session` resumes an earlier connection to the same peer with the same context, see the method of that
         name.
         """
-        require_close_notify(context)
+        if context not in _REQUIRES_CLOSE_NOTIFY:
+            require_close_notify(context)
+            _REQUIRES_CLOSE_NOTIFY.add(context)  # it takes long to look at its options each time
         self.ended = False  # the peer's close_notify and everything before it was read
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()

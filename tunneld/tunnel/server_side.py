@@ -26,6 +26,7 @@ from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.net.sockets import PortOrder
 from tunneld.policy.options import TunnelOptions
 from tunneld.sites.names import SharedNames
+from tunneld.tls.identity import Identity
 from tunneld.tunnel.private_tunnels import PrivateTunnels
 from tunneld.tunnel.tenants import Tenant
 
@@ -59,6 +60,7 @@ class BackendServices:
     handshakes: Handshakes | None = None  # None: a hidden server cannot present a key on a port of its own
     names: SharedNames | None = None  # None: this relay has no host names
     privates: PrivateTunnels = field(default_factory=PrivateTunnels)
+    identity: Callable[[], Identity | None] = lambda: None  # the relay's key, where it has one
 
     def backend(self, name: str) -> Backend:
         """The backend with this name. Raises `UsageError` where this relay has none."""
@@ -115,6 +117,7 @@ class TunnelContext:
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
     shared: bool = False  # several agents may serve the tunnel
+    node: str = ""  # the id of the node that may serve it, as in `TunnelOptions`
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 
@@ -149,6 +152,9 @@ class ServerSide(Protocol):
         """The tunnel runs: accept connections of the hidden server from now on. `nursery` owns the tasks of this server
         side. Called once, before `dial`.
         """
+
+    def admit_agent(self, options: TunnelOptions) -> None:
+        """Another agent shares the tunnel, with these options: permit its connections, too."""
 
     @property
     def takeover(self) -> Takeover:

@@ -342,6 +342,7 @@ class Tunnel:
             on_failure=self.fail,
             tenant=self.spec.tenant,
             shared=self.spec.options.share,
+            node=self.spec.options.node,
             snapshot=self._snapshot.server if self._snapshot is not None else None,
             takeover=takeover,
         )

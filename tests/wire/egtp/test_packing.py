@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_inflation_stops_at_4_mib() -> None:
         inflate(deflate(bytes(MAX_MESSAGE + 1)))
     with pytest.raises(RemoteProtocolError, match="larger than 100 bytes"):
         inflate(deflate(bytes(10**7)), limit=100)
+
+
+def test_a_bomb_takes_little_memory() -> None:
+    bomb = deflate(bytes(1 << 25))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="larger than 1000 bytes"):
+            inflate(bomb, limit=1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_level_is_that_of_the_original() -> None:

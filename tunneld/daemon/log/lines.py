@@ -30,7 +30,9 @@ class Json:
 
     def __call__(self, level: str, event: str, context: Mapping[str, Any]) -> str:
         line: dict[str, Any] = {"time": _iso_time(), "level": level, "event": event}
-        line.update((str(key), value) for key, value in context.items() if key not in {*line, "exc_info"})
+        for key, value in context.items():
+            if key != "exc_info":
+                line.setdefault(str(key), value)
         if error := _exception(context):
             line["exception"] = "".join(traceback.format_exception(error))
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from tunneld.wire.webmux.header import SESSION_IDS
 
@@ -123,8 +124,8 @@ Event = (
 )
 Item = Data | Event
 
-ACCEPTED = tuple(map(Accepted, range(SESSION_IDS)))
-FINISHED = tuple(map(Finished, range(SESSION_IDS)))
+ACCEPTED: Final = tuple(map(Accepted, range(SESSION_IDS)))
+FINISHED: Final = tuple(map(Finished, range(SESSION_IDS)))
 """The shared events, by session id."""
 
 opened_event = lru_cache(maxsize=4 * SESSION_IDS)(Opened)

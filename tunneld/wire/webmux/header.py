@@ -24,32 +24,33 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import Final
 
 from tunneld.errors import LocalProtocolError
 
 # From the draft
 
-CONTROL = 0x00800000
-SYN = 0x00400000
-FIN = 0x00200000
-RST = 0x00100000
-PUSH = 0x00080000
-LONG = 0x00040000
-FIELD = 0x0003FFFF
+CONTROL: Final = 0x00800000
+SYN: Final = 0x00400000
+FIN: Final = 0x00200000
+RST: Final = 0x00100000
+PUSH: Final = 0x00080000
+LONG: Final = 0x00040000
+FIELD: Final = 0x0003FFFF
 """The 18 bits of length, protocol id or control value; also the largest value that needs no LONG."""
 
-MAX_LONG = 0xFFFFFFFF
+MAX_LONG: Final = 0xFFFFFFFF
 """The largest value of a header with LONG. The draft's structure has a signed integer, but no negative value makes
 sense.
 """
 
-RARE = CONTROL | SYN | FIN | RST | LONG
+RARE: Final = CONTROL | SYN | FIN | RST | LONG
 """A header without any of these flags is plain data, perhaps with PUSH."""
 
-BARE = RARE | PUSH | FIELD
+BARE: Final = RARE | PUSH | FIELD
 """A header whose only bit of these is FIN is a FIN without data."""
 
-PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 """The padding after a payload, by the payload's length modulo 4."""
 
 
@@ -64,11 +65,11 @@ class Code(IntEnum):
     NO_OP = 5
 
 
-WITHOUT_PAYLOAD = frozenset({Code.DEFINE_ENDPOINT, Code.SET_MSS, Code.ADD_CREDIT, Code.SET_DEFAULT_CREDIT})
+WITHOUT_PAYLOAD: Final = frozenset({Code.DEFINE_ENDPOINT, Code.SET_MSS, Code.ADD_CREDIT, Code.SET_DEFAULT_CREDIT})
 """Control messages whose field is a value; no payload follows."""
 
-WORD = Struct("!I")
-TWO_WORDS = Struct("!II")
+WORD: Final = Struct("!I")
+TWO_WORDS: Final = Struct("!II")
 
 
 def pack_header(word: int, value: int) -> bytes:
@@ -88,47 +89,47 @@ def code_of(word: int) -> int:
     return word >> 19 & 15
 
 
-SESSION_IDS = 256
-FIRST_INITIATOR_ID = 2
+SESSION_IDS: Final = 256
+FIRST_INITIATOR_ID: Final = 2
 """The initiator of the TCP connection opens 2, 4 ... 254. 0 and 1 are reserved."""
-FIRST_ACCEPTOR_ID = 3
+FIRST_ACCEPTOR_ID: Final = 3
 """The acceptor opens 3, 5 ... 255."""
 
-FIRST_ATOM = 0x20000
+FIRST_ATOM: Final = 0x20000
 """Protocol id of the atom with index 0. The text prints 0x2000, against its own range of 0x20000 to 0x200ff."""
-ATOMS = 256
-MAX_PROTOCOL = 0x3FFFF
+ATOMS: Final = 256
+MAX_PROTOCOL: Final = 0x3FFFF
 """TCP ports up to 0xffff, then UDP ports, atoms, and from 0x30000 ids that the server assigns."""
 
-DEFAULT_CREDIT = 16384
+DEFAULT_CREDIT: Final = 16384
 """Bytes that may be sent on a session, in each direction, before any credit message."""
 
 # Ours
 
-UNLIMITED = 1 << 63
+UNLIMITED: Final = 1 << 63
 """Unlimited credit; on the wire it is 0. A stream of this length takes centuries, so it is added and used up like any
 other credit, without a special case. There is no cap either: both ends add the same numbers in the same order.
 """
 
-MAX_FRAGMENT = 0x3FFFC
+MAX_FRAGMENT: Final = 0x3FFFC
 """Most payload bytes that we put into one fragment: the largest size that needs neither LONG nor padding."""
 
-MAX_FRAGMENTS = 256
+MAX_FRAGMENTS: Final = 256
 """Fragments per `send`. A peer may ask for fragments of one byte (SetMSS 1), and a large `send` would then stop
 everything else; this many take well under a millisecond.
 """
 
-MAX_TEXT = 1024
+MAX_TEXT: Final = 1024
 """Bytes of an atom, or of the payload of a RST, that are kept. A server URI with its key has about 100. 256 atoms of
 this size are 256 KiB per connection; a longer atom ends the connection, a longer reason is truncated.
 """
 
-MAX_STRAY_SYNS = 16
+MAX_STRAY_SYNS: Final = 16
 """SYNs on ids that the peer may not open, each answered by RST, before the connection ends. No race causes one; a peer
 with the wrong role sends only such SYNs, and these are enough to show in a packet trace.
 """
 
-MAX_UNSENT = 1 << 20
+MAX_UNSENT: Final = 1 << 20
 """Bytes in `outgoing` beyond which nothing more is received: the peer sends, causes answers, and does not read. A
 carrier pauses its sources at a quarter of this, so only answers can reach it; an honest peer causes a few thousandths
 of the bytes that it sends.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
+from typing import Final
 
 from tunneld.errors import LocalProtocolError, RemoteProtocolError
 from tunneld.wire.webmux.events import Item
@@ -43,8 +44,8 @@ from tunneld.wire.webmux.sessions import Session
 _Parser = Generator[Item, None, int]
 """Parses some input; returns the offset of the next header, which may be beyond the end of the input."""
 
-_word_at = WORD.unpack_from
-_NO_DATA = memoryview(b"")
+_word_at: Final = WORD.unpack_from
+_NO_DATA: Final = memoryview(b"")
 
 
 class _Fragment:
@@ -129,15 +130,16 @@ class Mux(Receiver):
             at = yield from self._parse_fragment(word, data, at)
         else:
             self.cost += max_fragments
-        self._keep(data, at, is_ours=is_ours)
-        if self.table.has_new_default:
-            yield from self._apply_default_credit()
+        if at != size or self.table.has_new_default:
+            yield from self._end_input(data, at, is_ours=is_ours)
         if len(self.outgoing) > MAX_UNSENT:
             raise RemoteProtocolError(f"peer sends but does not read: {len(self.outgoing)} bytes are pending for it")
         self._parsing = False
 
-    def _keep(self, data: memoryview, at: int, *, is_ours: bool) -> None:
-        """Keep the rest of this input for the next `receive`; copy it unless it `is_ours`."""
+    def _end_input(self, data: memoryview, at: int, *, is_ours: bool) -> Iterator[Item]:
+        """Keep the rest of this input, from `at` on, for the next `receive`; copy it unless it `is_ours`. Apply what
+        was announced in it.
+        """
         left = len(data) - at
         if left >= 4:
             self.has_unparsed = True
@@ -146,6 +148,8 @@ class Mux(Receiver):
             self._header += data[at:]
         else:
             self._skip = -left
+        if self.table.has_new_default:
+            yield from self._apply_default_credit()
 
     def _resume(self, data: memoryview) -> _Parser:
         """Continue with the fragment that the last input cut."""

@@ -6,6 +6,8 @@ bug of the caller) changes nothing.
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunneld.errors import LocalProtocolError
 from tunneld.wire.webmux.header import (
     ATOMS,
@@ -31,7 +33,7 @@ from tunneld.wire.webmux.header import (
 from tunneld.wire.webmux.sessions import Session, SessionTable
 from tunneld.wire.webmux.states import OUR_FIN, OUR_RST, OUR_SYN, SYN_RCVD, State
 
-_pack = WORD.pack
+_pack: Final = WORD.pack
 
 
 class Sender:

@@ -39,6 +39,7 @@ FIN and RST on an idle id are ignored, data is answered with RST; the draft is s
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import Final
 
 
 class _FastHashEnum(Enum):
@@ -153,19 +154,19 @@ TABLE: dict[tuple[State, Party, Signal], State] = {
     (State.RESET, PEER, _RST): State.IDLE,
 }
 
-OVER = frozenset({State.IDLE, State.RESET})
+OVER: Final = frozenset({State.IDLE, State.RESET})
 """The session is not alive (yet or any more): its id may be opened."""
 
-IGNORED = OVER | {State.WITHDRAWN}
+IGNORED: Final = OVER | {State.WITHDRAWN}
 """The peer's messages for the session are not reported to the caller."""
 
-OPENING = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
+OPENING: Final = frozenset({State.SYN_SENT, State.SYN_SENT_FIN})
 """We wait for the peer's answer."""
 
-UNANSWERED = OPENING | {State.WITHDRAWN}
+UNANSWERED: Final = OPENING | {State.WITHDRAWN}
 """The peer's answer is outstanding, whether we wait for it or not."""
 
-INCOMING = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
+INCOMING: Final = frozenset({State.SYN_RCVD, State.SYN_RCVD_FIN})
 """The peer waits for our answer."""
 
 
@@ -181,14 +182,14 @@ class Transition(dict[State, State]):
 OUR_SYN, OUR_DATA, OUR_FIN, OUR_RST = (Transition(Party.US, signal) for signal in Signal)
 PEER_SYN, PEER_DATA, PEER_FIN, PEER_RST = (Transition(Party.PEER, signal) for signal in Signal)
 
-FAULT = Transition(Party.US, Signal.RST)
+FAULT: Final = Transition(Party.US, Signal.RST)
 FAULT.update(dict.fromkeys(State, State.RESET))
 """Our RST in answer to a fault of the peer: possible in every state, also where the table has none."""
 
-SENDING = frozenset(OUR_DATA)
+SENDING: Final = frozenset(OUR_DATA)
 """We may send data."""
 
-RECEIVING = frozenset(PEER_DATA) - OVER
+RECEIVING: Final = frozenset(PEER_DATA) - OVER
 """Data of the peer is delivered. (In RESET it is ignored.)"""
 
 for _state in State:

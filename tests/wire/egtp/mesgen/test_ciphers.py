@@ -72,10 +72,10 @@ def test_other_padding_is_the_peers_fault(padded: bytes) -> None:
         oaep_decode(padded)
 
 
-def test_padding_with_a_wrong_separator_or_none_is_refused() -> None:
+def test_padding_with_a_wrong_separator_or_none_or_another_label_is_refused() -> None:
     seed = bytes(20)
-    for rest in (b"\2x", b""):
-        block = (sha1(b"") + bytes(PADDED_OCTETS - 40 - len(rest)) + rest)[: PADDED_OCTETS - 20]
+    for label, rest in ((b"", b"\2x"), (b"", b""), (b"another", b"\1x")):
+        block = sha1(label) + rest.rjust(PADDED_OCTETS - 40, b"\0")
         masked = xor(block, sha_random(seed, len(block)))
         with pytest.raises(RemoteProtocolError, match="padding is wrong"):
             oaep_decode(xor(seed, sha_random(masked, 20)) + masked)

@@ -49,12 +49,12 @@ def test_a_header_is_for_one_node() -> None:
         open_header(A, readdressed)
 
 
-def crafted(signer: ClassicKey, *, key: bytes | None = None, key_octets: int = 24) -> bytes:
+def crafted(signer: ClassicKey, *, key: bytes | None = None, key_octets: int = 24, first: bytes = b"\0") -> bytes:
     """A header from A to B as an attacker would make it: signed by another key, or with a key of its choice."""
     reps, seed, iv = b"1" * 40, b"S" * 20, bytes(8)
     chosen = key or sha_random(mix(A.node_id, B.node_id, seed), 24)
     inner = pack_string(A.public.octets) + reps + seed
-    signature = signer.apply(b"\0" + oaep_encode(keyed_hash(chosen, inner), seed))
+    signature = signer.apply(first + oaep_encode(keyed_hash(chosen, inner), seed))
     encrypted = B.public.apply(b"\0" + oaep_encode(chosen[:key_octets], seed))
     return B.node_id + pack_string(encrypted) + iv + pack_string(desx_encrypt(chosen, iv, inner + signature))
 
@@ -64,7 +64,14 @@ def test_a_header_made_by_hand_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "forged", [crafted(B), crafted(A, key=b"K" * 24), crafted(A, key_octets=23), crafted(A, key_octets=0)]
+    "forged",
+    [
+        crafted(B),
+        crafted(A, key=b"K" * 24),
+        crafted(A, key_octets=23),
+        crafted(A, key_octets=0),
+        crafted(A, first=b"\1"),
+    ],
 )
 def test_a_wrong_signature_or_a_key_of_free_choice_is_refused(forged: bytes) -> None:
     with pytest.raises(EnvelopeError, match="invalid header"):

@@ -1,0 +1,68 @@
+"""A web server exposed with `--backend egtp`: host names, TCP ports, reload, and the loss of the agent's connection."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import trio
+
+from tests.support.named import named
+from tests.support.programs import daemon
+from tests.support.system import find_program
+from tunneld.net.endpoint import Endpoint
+
+EGTP = "[egtp]\nenabled = true\nport = 0\n"
+
+
+async def curl(*words: str) -> str:
+    """Run curl."""
+    done = await trio.run_process([find_program("curl"), "-sS", "--max-time", "20", *words], capture_stdout=True)
+    return done.stdout.decode()
+
+
+async def web(folder: Path, nursery: trio.Nursery) -> str:
+    """A web server; returns its port."""
+    (folder / "index.html").write_text("hello over egtp\n")
+    (folder / "large").write_bytes(bytes(range(256)) * 32768)
+    command = ["python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"]
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    nursery.start_soon(_kill_at_end, process)
+    assert process.stdout is not None
+    line = b""
+    while b"http://" not in line:
+        line += await process.stdout.receive_some(200)
+    return line.decode().partition("port ")[2].split()[0]
+
+
+async def _kill_at_end(process: trio.Process) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def test_a_web_server_is_open_to_any_browser_by_its_host_name(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    async with trio.open_nursery() as nursery:
+        target = await web(pages, nursery)
+        async with named(tmp_path, {"blog": target}, way="egtp", words=EGTP) as site:
+            host = "blog.t.example.org"
+            assert await curl("-H", f"Host: {host}", site.url("/")) == "hello over egtp\n"
+            out = tmp_path / "large"
+            await curl("-H", f"Host: {host}", "-o", str(out), site.url("/large"))
+            assert out.read_bytes() == (pages / "large").read_bytes()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_relays_key_is_kept(tmp_path: Path) -> None:
+    nodes = []
+    for _ in range(2):
+        async with daemon(tmp_path, words=EGTP) as relay:
+            uri = Endpoint.parse((await relay.wait_logged("egtp listens"))["uri"])
+            assert uri.scheme == "egtp"
+            nodes.append((tmp_path / "state" / "egtp_key").read_bytes())
+    assert nodes[0] == nodes[1]

@@ -1,0 +1,50 @@
+"""Classic envelopes for the connections of a relay. Imported only if `egtp.classic` is on; `wire.egtp.mesgen`
+says why they protect nothing today. No input or output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tunneld.errors import RemoteProtocolError
+from tunneld.wire.egtp.mesgen import MesgenSessions, OpenedEnvelope, RejectAnswer, SessionLost
+from tunneld.wire.egtp.packing import deflate, inflate
+
+
+class ClassicEnvelopes:
+    """The classic envelopes on one connection. `sessions` belong to the relay; `admits_session` takes a token for each
+    operation with the private key. Implements `NodeEnvelopes`.
+    """
+
+    can_be_replayed = True
+
+    def __init__(self, sessions: MesgenSessions, admits_session: Callable[[], bool]) -> None:
+        self._sessions = sessions
+        self._admits_session = admits_session
+        self._outgoing: list[bytes] = []
+
+    def open(self, envelope: bytes) -> list[tuple[bytes, bytes]]:
+        """See `NodeEnvelopes.open`."""
+        if self._sessions.needs_private_key(envelope) and not self._admits_session():
+            raise RemoteProtocolError("too many new EGTP sessions; try again later")
+        match self._sessions.open(envelope):
+            case OpenedEnvelope(sender, packed):
+                return [(sender, packed)]
+            case RejectAnswer(answer):
+                self._outgoing.append(answer)
+            case SessionLost():
+                pass  # the messages of that session time out
+        return []
+
+    def unpack(self, packed: bytes) -> bytes:
+        """See `NodeEnvelopes.unpack`."""
+        return inflate(packed)
+
+    def seal(self, node: bytes, message: bytes) -> bytes:
+        """See `NodeEnvelopes.seal`."""
+        return self._sessions.seal(node, deflate(message))
+
+    def take_outgoing(self) -> list[bytes]:
+        """See `NodeEnvelopes.take_outgoing`."""
+        taken, self._outgoing = self._outgoing, []
+        return taken
