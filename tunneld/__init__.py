@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunneld.agent.listener import TunnelListener, VisitorStream, open_listener
+    from tunneld.agent.visit import visit
     from tunneld.client import Client, connect
     from tunneld.errors import RefusedError, RelayUnreachableError, TunneldError, UsageError
     from tunneld.tls.contexts import client_tls_context
@@ -34,6 +35,7 @@ __all__ = [
     "client_tls_context",
     "connect",
     "open_listener",
+    "visit",
 ]
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ _MODULES = {
     "client_tls_context": "tls.contexts",
     "connect": "client",
     "open_listener": "agent.listener",
+    "visit": "agent.visit",
 }
 
 

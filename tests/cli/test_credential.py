@@ -56,6 +56,7 @@ async def test_add_rotate_remove_change_the_file_and_print_the_secret_once(confi
         assert "--pin sha256:" in line
         assert config.read_text().startswith(before)  # noqa: ASYNC240
         assert secret.strip() not in config.read_text() + said  # noqa: ASYNC240
+        assert " --host " not in line
         bob = load(config).credential[1]
         assert (bob.name, bob.role, bob.max_tunnels, bob.ports) == ("bob", "user", 3, ("8000", "9000-9009"))
         assert bob.proof is not None
@@ -151,3 +152,10 @@ async def test_an_admin_credential_reloads_the_running_relay(config: Path) -> No
             assert (wrong[0], "not reloaded, so the old configuration is still in force" in wrong[2]) == (77, True)
         stopped = await tunnel("credential", "add", "dave", *as_boss, secret=boss.strip())
         assert (stopped[0], "the relay will read the new file when it starts" in stopped[2]) == (0, True)
+
+
+@pytest.mark.parametrize(("names", "host"), [(["alice-*", "blog"], "blog"), (["alice-*"], "any")])
+async def test_the_printed_command_has_a_host_name_of_the_credential(config: Path, names: list[str], host: str) -> None:
+    words = [word for name in names for word in ("--names", name)]
+    _status, _secret, said = await tunnel("credential", "add", "alice", "--config", config, *words)
+    assert f"tunnel expose 8000 --host {host} --relay" in said

@@ -77,6 +77,13 @@ ABOUT_ALL = {
     "reservations": ("ok", "ok", "ok", "not-allowed"),
     "release blog": ("no-such-tunnel", "not-allowed", "no-such-tunnel", "not-allowed"),
     "watch": ("ok", "ok", "ok", "not-allowed"),
+    "visitTunnel shell@AAECAwQFBgcICQoLDA0ODxAREhM": ("usage", "not-allowed", "usage", "not-allowed"),  # over HTTP
+    "inviteVisitor shell@AAECAwQFBgcICQoLDA0ODxAREhM x 9": (
+        "no-such-tunnel",
+        "not-allowed",
+        "no-such-tunnel",
+        "not-allowed",
+    ),
     "status": ("not-allowed", "ok", "ok", "not-allowed"),
     "settings": ("not-allowed", "ok", "ok", "not-allowed"),
     "penalties": ("not-allowed", "ok", "ok", "not-allowed"),

@@ -18,6 +18,7 @@ from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.names import proof_text
 from tunneld.sites.names import RANDOM_LENGTH
 from tunneld.sites.proofs import DomainProofs
+from tunneld.tunnel.tunnel import Phase
 
 ALICE, BOB, ROOT = Grant("alice"), Grant("bob"), Grant("root", Role.ADMIN)
 BLOG = f"blog.{DOMAIN}"
@@ -67,6 +68,22 @@ async def test_https_is_advertised_for_a_name_with_a_certificate(relay: NamedRel
     relay.certified.add(BLOG)
     assert str((await relay.open(host="blog")).client_uri) == f"https://{BLOG}/"
     assert str((await relay.open(host="shop")).client_uri) == f"http://shop.{DOMAIN}/"
+
+
+async def test_a_certificate_is_wanted_where_tls_ends_at_the_relay(relay: NamedRelay) -> None:
+    """Not for a path of a name whose TLS is passed on, such as that of challenges which the server itself answers."""
+    wanted: list[str] = []
+    relay.names.on_taken = lambda name, _owner: wanted.append(str(name))
+    relay.names.on_freed = lambda name, _owner: wanted.remove(str(name))
+    await relay.open(host="blog", tls="pass")
+    challenges = await relay.open(host="blog/.well-known/acme-challenge", plain_http="allow")
+    shop = await relay.open(host="shop,shop/api")
+    assert wanted == [f"shop.{DOMAIN}", f"shop.{DOMAIN}/api"]
+    for tunnel in (challenges, shop):
+        await relay.service.close(tunnel.id)
+        while tunnel.phase is not Phase.CLOSED:
+            await trio.lowlevel.checkpoint()
+    assert wanted == []
 
 
 async def test_a_relay_without_ports_or_without_a_domain_says_so(relay: NamedRelay) -> None:

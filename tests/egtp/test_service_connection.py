@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,14 +39,13 @@ NONCES = counted()
 class Relay:
     """A relay with a clock: its service, and connections to it."""
 
-    def __init__(self, sessions: int = 100) -> None:
+    def __init__(self, sessions: int = 100, clock: Callable[[], float] | None = None) -> None:
         self.now = 0.0
+        self.clock = clock or (lambda: self.now)
         self.sessions_left = sessions
         self.owners = {A.node_id: "home", B.node_id: "office"}
         self.limits = PassingLimits()
-        self.service = PassingService(
-            RELAY.node_id, lambda: self.limits, self.owners.get, lambda _: True, lambda: self.now
-        )
+        self.service = PassingService(RELAY.node_id, lambda: self.limits, self.owners.get, lambda _: True, self.clock)
         self.sessions = MesgenSessions(RELAY, counted())
         self.guard = FreshnessGuard()
 
@@ -55,7 +55,7 @@ class Relay:
 
     def connection(self) -> ServiceConnection:
         envelopes = ClassicEnvelopes(self.sessions, self.admits_session)
-        return ServiceConnection(RELAY.node_id, self.service, envelopes, self.guard, NONCES, lambda: self.now)
+        return ServiceConnection(RELAY.node_id, self.service, envelopes, self.guard, NONCES, self.clock)
 
 
 class Node:
@@ -262,16 +262,22 @@ def test_a_connection_that_is_not_read_gets_no_more_messages() -> None:
     assert len(b.messages) == 3
 
 
-def test_a_node_that_only_sends_is_disconnected() -> None:
+def test_requests_of_a_node_that_does_not_read_wait() -> None:
     _, a, b = pair()
+    a.poll()
     b.poll()
-    b.poll(fast=True)
-    b.connection.outgoing += bytes(4 * 1024 * 1024)
-    request = MojoRequest(b"x", RELAY.node_id, NONCES(20), None)
-    frame = pack_frame(b.sessions.seal(RELAY.node_id, deflate(request.encode())))
-    with pytest.raises(RemoteProtocolError, match="sends but does not read"):
-        b.connection.receive(frame)
-    assert a.poll() == ()
+    for number in range(4):
+        a.pass_along(B.node_id, NONCES(ENOUGH_UNSENT // 2) + b"%d" % number)
+    body = MailQuery(fast_relay=False).encode()
+    for _ in range(8):
+        request = MojoRequest(ARE_THERE_MESSAGES, RELAY.node_id, NONCES(20), body, b.last)
+        b.connection.receive(pack_frame(b.sessions.seal(RELAY.node_id, deflate(request.encode()))))
+    assert ENOUGH_UNSENT <= len(b.connection.outgoing) < 1.4 * ENOUGH_UNSENT
+    while b.connection.outgoing:
+        b.read()
+        b.connection.receive(b"")
+    sizes = [len(parse_mail(response.body).messages) for response in b.responses]
+    assert sizes == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
 @given(st.data())

@@ -46,6 +46,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.networks": "array of networks",
     "credential.names": "array of patterns",
     "credential.server_from": "array of networks",
+    "credential.visit": "array of patterns",
     "control.abandoned_handshakes": "rate",
     "control.trusted_networks": "array of networks",
     "tunnels.allow_from": "array of networks",

@@ -24,9 +24,12 @@ from tunneld.errors import EXIT_STATUSES, RelayUnreachableError
 PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
-WITHOUT_A_COMMAND = {"auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"}
+WITHOUT_A_COMMAND = {
+    *("auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"),
+    *("visittunnel", "invitevisitor"),
+}
 """Verbs of the control protocol without a command of `tunnel`: they concern one connection, or only agents, or are
-commands of `tunneld certificate`.
+commands of `tunneld certificate`, or a part of what a command does.
 """
 
 

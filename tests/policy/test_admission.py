@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import Network
+from tunneld.net.endpoint import Network, is_loopback
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind, Rules
 from tunneld.policy.networks import MAX_NETWORKS, NetworkSet, parse_networks, read_address
 from tunneld.policy.rates import Rate
@@ -103,6 +103,8 @@ def test_networks_of_an_option_are_read_up_to_their_limit() -> None:
 )
 def test_a_source_is_an_ipv4_address_or_an_ipv6_slash_64(one: str, other: str, same: bool) -> None:
     assert (read_address(one).source == read_address(other).source) is same
+    for host in (one, other):
+        assert read_address(host).is_loopback == is_loopback(host)
 
 
 @given(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
+import weakref
 from collections import Counter
 
 import pytest
@@ -97,6 +99,47 @@ async def test_requests_that_were_sent_ahead_share_a_part_of_each_turn(bench: Si
             await visitor.response()
     first = len(visitors)  # of each visitor, at once
     assert max(asked.values()) <= first + bench.pump.limits.turn_cost // REQUEST_COST + 1
+
+
+async def test_the_connection_to_the_server_ends_with_it_though_the_visitor_left_first(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(GET % (b"", b"a.example"))
+    server = await site.server()
+    await server.head()
+    await server.far.send_all(ok(b"hello"))
+    await visitor.response()
+    await visitor.far.aclose()
+    assert await server.far.receive_some() == b""
+    await server.far.send_all(b"what nobody asked for")
+    await server.far.send_eof()
+    assert (await site.ends[0].one()).cause is Cause.FINISHED
+
+
+@pytest.mark.interpreted  # compiled classes have no weak references
+async def test_a_connection_is_freed_without_the_garbage_collector(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    gc.disable()
+    try:
+        visitor = bench.visit()
+        connection = weakref.ref(bench.connections.pop())
+        await visitor.far.send_all(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % (b"", b"a.example"))
+        server = await site.server()
+        await server.head()
+        await server.far.send_all(ok(b"hello"))
+        await visitor.response()
+        assert connection() is not None
+        await visitor.far.aclose()
+        assert await server.far.receive_some() == b""
+        await server.far.send_eof()
+        await site.ends[0].one()
+        while not bench.over:
+            await trio.testing.wait_all_tasks_blocked()
+        for kept in (bench.over, site.streams, site.ends[0].told, site.ends):
+            kept.clear()
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 BODIES = {"known length": False, "chunked": True}

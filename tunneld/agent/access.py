@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import trio
 
 from tunneld.client import Client, connect
+from tunneld.client.client import receive_greeting
+from tunneld.client.exchange import ControlExchange
+from tunneld.client.login import authenticate
 from tunneld.errors import (
     DIAL_SHORTAGES,
     RefusedError,
@@ -23,8 +26,11 @@ from tunneld.errors import (
 )
 from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.tls.connection import CARRIER_PROTOCOL, TlsSocket, shake_hands
+from tunneld.net.sockets import taken_out
+from tunneld.tls.connection import CARRIER_PROTOCOL, CONTROL_PROTOCOL, TlsSocket, shake_hands
 from tunneld.tls.contexts import client_tls_context
+from tunneld.tls.stream import TlsStream
+from tunneld.wire.lines import ControlRequest
 
 MAX_KEY_REPLY = 1024
 """Bytes of the relay's reply to a tunnel key: `OK`, or `ERR`, a code and a sentence."""
@@ -106,6 +112,42 @@ class RelayAccess:
                 )
             return connection
 
+    async def visit(self, what: str, wait: float) -> tuple[socket.socket | TlsSocket, bytes, str]:
+        """Ask the relay for a visit to a private tunnel, by its address or by a ticket; `wait` is how many seconds
+        longer than for other answers to wait for its agent.
+
+        Returns the connection, which is that to the agent from now on and the caller's, the bytes that arrived after
+        the relay's OK, and the text of it. Raises as `connect`.
+        """
+        endpoint = parse_relay(self.where, tls=self.tls is not None)
+        async with self.dialing:
+            connection = await self._dial_control(endpoint)
+        stream = _stream_of(connection)
+        try:
+            exchange = ControlExchange(str(endpoint), stream, self.timeout)
+            _version, features = await receive_greeting(exchange, endpoint)
+            method = features.get("auth", "none")
+            if self.credential is not None or "@" in what:
+                await authenticate(exchange, endpoint, method, self.credential, self.secret_source)
+            exchange.timeout += wait
+            answer = await exchange.request(ControlRequest("visitTunnel", (what,)))
+        except BaseException:
+            connection.close()
+            raise
+        if isinstance(stream, TlsStream):
+            return stream.detach(), exchange.take_rest(), answer.text
+        return taken_out(stream.socket), exchange.take_rest(), answer.text
+
+    async def _dial_control(self, endpoint: Endpoint) -> socket.socket | TlsSocket:
+        """Connect to the control port. Raises as `dial_carrier`."""
+        with self.connecting(endpoint):
+            connection = await dial(await resolve_relay(endpoint.host, endpoint.port))
+            if endpoint.scheme == "tcp":
+                return connection
+            return await shake_hands(
+                connection, self._tls_context(), server_hostname=endpoint.host, protocol=CONTROL_PROTOCOL
+            )
+
     async def dial_keyed(
         self, uri: Endpoint, keepalive: float, session: ssl.SSLSession | None = None
     ) -> tuple[socket.socket | TlsSocket, bytes]:
@@ -157,6 +199,12 @@ class RelayAccess:
 def _default_tls_context() -> ssl.SSLContext:
     """One context for all connections, because a TLS session can only be resumed with the context it came from."""
     return client_tls_context()
+
+
+def _stream_of(connection: socket.socket | TlsSocket) -> trio.SocketStream | TlsStream:
+    if isinstance(connection, TlsSocket):
+        return TlsStream(connection)
+    return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
 
 
 async def _present_key(stream: socket.socket | TlsSocket, uri: Endpoint) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunneld.agent.defaults import DRAIN_WITHIN, LINGER
@@ -32,9 +33,19 @@ LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
+class PrivateSettings:
+    """What the user configured for one private tunnel."""
+
+    name: str
+    admit: tuple[str, ...] = ()  # names of trusted peers, or ids
+    identity: Path | None = None  # the file; None: this user's
+
+
+@dataclass(frozen=True, slots=True)
 class ExposureConfig:
     """What the user configured for one exposure. `linger` and `drain_timeout` are seconds, `scheme` is that of the
-    address that is shown. With `https`, TLS ends in the agent, which obtains the certificate as these settings say.
+    address that is shown. With `https`, TLS ends in the agent, which obtains the certificate as these settings say;
+    with `private`, visitors are other agents, and TLS is between the two.
     """
 
     target: Target
@@ -44,7 +55,8 @@ class ExposureConfig:
     linger: float = LINGER
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
-    proxy_header: bool = False  # with `https`: a PROXY header in front of the decrypted bytes
+    private: PrivateSettings | None = None
+    proxy_header: bool = False  # with `https` or `private`: a PROXY header in front of the decrypted bytes
 
 
 def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureConfig:
@@ -63,8 +75,10 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     https = _https(values, spell) if values["https_here"] else None
     if https is not None:
         options["tls"] = "pass"
+    private = _private(values, options, spell)
+    ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
-    keep_header = values["proxy_protocol"] and https is None  # else it is inside of the TLS that ends here
+    keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
     identity = _new_identity() if values["backend"] == "egtp" else None
     request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
@@ -75,8 +89,28 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         values["linger"],
         values["drain_timeout"],
         https,
-        bool(values["proxy_protocol"] and https is not None),
+        private,
+        bool(values["proxy_protocol"] and ends_here),
     )
+
+
+def _private(
+    values: Mapping[str, Any], options: Mapping[str, Any], spell: Callable[[str], str]
+) -> PrivateSettings | None:
+    """The settings of a private tunnel, or None. Raises `UsageError`."""
+    admit = tuple(values["admit"] or ())
+    if not values["private"]:
+        for key in ("admit", "identity"):
+            if values[key]:
+                raise UsageError(f"{spell(key)} is for private tunnels; add {spell('private')}")
+        return None
+    here = spell("private")
+    if not options.get("name"):
+        raise UsageError(f"{here} requires {spell('name')}, by which visitors ask for the tunnel")
+    for key in ("host", "client_port", "auth", "auth_file", "https_here"):
+        if values[key]:
+            raise UsageError(f"{here} has no public address; leave {spell(key)} out")
+    return PrivateSettings(str(options["name"]), admit, Path(values["identity"]) if values["identity"] else None)
 
 
 def _new_identity() -> Identity:

@@ -2,6 +2,8 @@
 
     opened       the tunnel is open                                          address uri id
     visitor      a visitor arrived, and the local server is dialled          visitor
+    admitted     a visitor of a private tunnel has proved its key            visitor peer id
+    visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id
     left         that visitor's connection ended                             visitor up down reason
     failed       a visitor could not be served                               visitor reason repeated
     trouble      connections to the relay were lost or could not be made     reason repeated

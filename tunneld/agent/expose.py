@@ -26,7 +26,7 @@ from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig, local_host
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
-from tunneld.agent.host_check import report_refused_host
+from tunneld.agent.host_check import report_plain_http, report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
@@ -50,6 +50,7 @@ from tunneld.net.endpoint import Target
 
 if TYPE_CHECKING:
     from tunneld.agent.https import TlsVisitors
+    from tunneld.agent.private import PrivateVisitors
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
 """Codes with which a relay refuses a port that is taken, or that a reload removed from its range."""
@@ -90,6 +91,8 @@ async def open_exposure(
             nursery.start_soon(exposure.check_host, config.target)
         if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
+        elif config.scheme == "https" and config.https is None and not config.request.options.get("host"):
+            nursery.start_soon(report_plain_http, LocalServer(config.target), reporter)
         try:
             yield exposure
         finally:
@@ -135,6 +138,16 @@ class Exposure:
             take, fail = self._visitors.take, self._visitors.count_failure
             self._tls = end_tls(engine, config.https, reporter, take, fail, proxy_header=config.proxy_header)
             nursery.start_soon(self._tls.certificates.run)
+        self._private: PrivateVisitors | None = None
+        if config.private is not None:
+            from tunneld.agent.private import PrivateVisitors  # noqa: PLC0415 - as above
+
+            take, fail = self._visitors.take, self._visitors.count_failure
+            self._private = PrivateVisitors(
+                engine, config.private, reporter, take, fail, proxy_header=config.proxy_header
+            )
+            login = relay.access.credential
+            self._request = config.request.with_options(private=self._private.claim(login[0] if login else ""))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
         self._context = AgentContext(engine, nursery, relay.access, reporter)
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
@@ -341,5 +354,5 @@ class Exposure:
 
     async def _start_session(self, client: Client, request: TunnelRequest) -> TunnelSession:
         """Open a tunnel whose visitors reach the local server. Raises as `TunnelSession.start`."""
-        take = self._visitors.take if self._tls is None else self._tls.take
+        take = (self._private or self._tls or self._visitors).take
         return await TunnelSession.start(client, self._context, request, on_visitor=take, on_failure=self.fail)

@@ -11,25 +11,20 @@ The relay passes these connections through and sees only the name; the private k
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-
-import trio
 
 from tunneld.acme.manager import CertificateManager
 from tunneld.acme.state import CERTIFICATES, account_folder
 from tunneld.agent.events import Reporter
 from tunneld.agent.source import VisitorCallback, VisitorConnection
+from tunneld.agent.tls_visitor import TlsVisitor, buffered_end
 from tunneld.config.certificates import AcmeSettings
 from tunneld.config.places import state_folder
-from tunneld.engine.end import NO_HANDLER, BufferedEnd, End
-from tunneld.engine.end_stream import EndStream
+from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Engine
-from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
-from tunneld.engine.tls_end import TlsEnd
 from tunneld.engine.tls_over_end import TlsOverEnd
 from tunneld.errors import UsageError, reason_of
 from tunneld.tls.store import CertificateStore
@@ -114,18 +109,12 @@ class TlsVisitors:
 
     def take(self, visitor: VisitorConnection, header: bytes) -> None:
         """Begin a visitor's handshake; never blocks. Owns `visitor` from now on."""
-        end = visitor.end
-        if not isinstance(end, BufferedEnd):
-            assert isinstance(end, socket.socket)
-            below = TlsEnd(self.engine, PlainTransport(end))
-            try:
-                below.start()
-            except OSError as error:
-                below.reset("not served")
-                self.on_failed(header, reason_of(error))
-                return
-            end = below
-        _HelloAwaited(self, end, header).start()
+        try:
+            end = buffered_end(self.engine, visitor)
+        except OSError as error:
+            self.on_failed(header, reason_of(error))
+        else:
+            _HelloAwaited(self, end, header).start()
 
 
 def end_tls(
@@ -235,25 +224,3 @@ class _HelloAwaited:
         self._owner.engine.timers.forget(self)
         self._end.reset("not served")
         self._owner.on_failed(self._header, reason)
-
-
-class TlsVisitor:
-    """A visitor whose TLS ends here. Implements `VisitorConnection`."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self, end: TlsOverEnd) -> None:
-        self._end = end
-
-    @property
-    def end(self) -> End:
-        """See `VisitorConnection.end`."""
-        return self._end
-
-    def stream(self) -> trio.abc.HalfCloseableStream:
-        """See `VisitorConnection.stream`."""
-        return EndStream(self._end)
-
-    def close(self, reason: str) -> None:
-        """See `VisitorConnection.close`."""
-        self._end.reset(reason)

@@ -53,11 +53,12 @@ from tunneld.policy.options import (
     parse_count,
     parse_seconds,
 )
+from tunneld.policy.private import parse_peer
 from tunneld.policy.rates import Rate
 from tunneld.policy.units import YEAR, parse_positive_seconds, parse_seconds_or_zero
 
-HEALTH = "health"
-"""The group of the flags for health checks; the other groups are those of `OPTIONS`."""
+HEALTH, PRIVATE = "health", "private"
+"""The groups of the flags for health checks and private tunnels; the other groups are those of `OPTIONS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,22 @@ KEYS: Mapping[str, Setting] = {
     ),
     "acme_contact": Setting(
         Text(parse_any), "e-mail address for the authority (default: none)", NAMES, takes="ADDRESS"
+    ),
+    "private": Setting(
+        Boolean(),
+        "no public address: only peers that this agent admits reach it, with `tunnel visit`, and the relay cannot read "
+        "what is sent; requires --name",
+        PRIVATE,
+        default=False,
+    ),
+    "admit": Setting(
+        Several(Text(parse_peer)),
+        "let in this peer: its name in `tunnel trust list`, or its id; repeat for more; any: all that are trusted",
+        PRIVATE,
+        takes="PEER",
+    ),
+    "identity": Setting(
+        ReadableFile(), "private key to use instead of that of `tunnel identity`", PRIVATE, takes="FILE"
     ),
     "health": Setting(
         Words(("tcp", "http")),

@@ -53,6 +53,8 @@ class TunnelRequest:
         """The same request for a tunnel that gets its public address again: its port, or the host name that was
         chosen.
         """
+        if "private" in self.options:
+            return self  # the address is the name and the id of the node
         first, comma, rest = str(self.options.get("host", "")).partition(",")
         if not first:
             return self.with_options(client_port=client.port)

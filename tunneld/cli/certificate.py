@@ -120,10 +120,19 @@ Result = TypeVar("Result")
 async def _with_relay(
     options: argparse.Namespace, settings: Settings, ask: Callable[[Client], Awaitable[Result]]
 ) -> Result:
-    """Ask the relay that runs with these settings. Raises `RelayUnreachableError` if there is none."""
-    async with local_relay(settings, credential(options)).connect() as client:
-        client.timeout = settings.acme.order_timeout + MARGIN
-        return await ask(client)
+    """Ask the relay that runs with these settings. Raises `RelayUnreachableError` if there is none, and
+    `NotAllowedError` if it needs another credential.
+    """
+    try:
+        async with local_relay(settings, credential(options)).connect() as client:
+            client.timeout = settings.acme.order_timeout + MARGIN
+            return await ask(client)
+    except NotAllowedError as error:
+        if options.credential is not None:
+            raise
+        raise NotAllowedError(
+            f"{error}; its role must be admin (tunnel credential add operator --role admin > operator.secret)"
+        ) from None
 
 
 # Without it

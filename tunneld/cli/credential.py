@@ -93,11 +93,18 @@ def _command_line(settings: Settings, options: argparse.Namespace, secret: str) 
     pin = first_fingerprint(control.tls.certificate) if control.tls else ""
     words = [
         f"TUNNEL_SECRET={secret}" if sys.stdout.isatty() else "TUNNEL_SECRET_FILE=FILE",
-        "tunnel expose 8000" if options.role == "user" else "tunnel list",
+        f"tunnel expose 8000{_host(options)}" if options.role == "user" else "tunnel list",
         f"--relay {'tls://' if pin else ''}{relay} --credential {shlex.quote(options.name)}",
         *([f"--pin {pin}"] if pin else []),
     ]
     return " ".join(words)
+
+
+def _host(options: argparse.Namespace) -> str:
+    """The option for a host name, if the new credential has names of its own."""
+    if not options.names:
+        return ""
+    return f" --host {next((name for name in options.names if '*' not in name), 'any')}"
 
 
 async def rotate(options: argparse.Namespace) -> int:

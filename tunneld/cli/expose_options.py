@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tunneld.agent.keys import HEALTH, KEYS
+from tunneld.agent.keys import HEALTH, KEYS, PRIVATE
 from tunneld.agent.kinds import Boolean, Several, Words
 from tunneld.cli.access import add_relay_options, parsed
 from tunneld.cli.common import Parser
@@ -16,6 +16,7 @@ GROUPS = {
     TUNNEL: "tunnel options",
     NAMES: "host names, if the relay has them",
     VISITORS: "limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)",
+    PRIVATE: "private tunnels",
     HEALTH: "health checks of the local server",
 }
 """The titles of the groups of `KEYS`, in the order of the help."""

@@ -12,6 +12,13 @@ from tunneld.cli.common import Parser, run
 EXPOSE = "make a local server reachable until interrupted"
 UP = "make the local servers in a configuration file reachable"
 CREDENTIAL = "manage the credentials of the relay on this machine"
+PRIVATE = {
+    "visit": "connect to a private tunnel",
+    "identity": "print the id of this user's key for private tunnels, or create the key",
+    "trust": "manage the ids of other users' keys, by names of your choice",
+    "invite": "print a one-time code that lets one person without a key into a private tunnel",
+}
+"""The commands for private tunnels, whose options are in peers.py."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +46,7 @@ def _made() -> Parser:
         ("expose", EXPOSE, _add_expose),
         ("up", UP, _add_up),
         ("credential", CREDENTIAL, _add_credential),
+        *[(name, summary, partial(_add_private, name)) for name, summary in PRIVATE.items()],
         *[(verb.name, verb.summary, partial(add_verb, verb=verb)) for verb in VERBS],
     ]
     for name, summary, fill in fills:
@@ -64,6 +72,12 @@ def _add_credential(parser: Parser) -> None:
     from tunneld.cli.keyring import add_credential  # noqa: PLC0415 - as above
 
     add_credential(parser)
+
+
+def _add_private(name: str, parser: Parser) -> None:
+    from tunneld.cli.peers import ADD  # noqa: PLC0415 - as above
+
+    ADD[name](parser)
 
 
 def _tunnel(options: argparse.Namespace) -> int:

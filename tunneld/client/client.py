@@ -66,7 +66,7 @@ async def connect(
     stream = await _dial(endpoint, tls, timeout)
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
-        version, features = await _receive_greeting(exchange, endpoint)
+        version, features = await receive_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, features.get("auth", "none"), credential, secret_source)
         yield Client(endpoint, version, _addresses(stream), exchange, tls, features)
     finally:
@@ -328,7 +328,7 @@ def _addresses(stream: Stream) -> tuple[str, str]:
         return "", ""  # the connection broke after the greeting; the next call raises the reason
 
 
-async def _receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, Mapping[str, str]]:
+async def receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, Mapping[str, str]]:
     """The relay's version, and the keys of its greeting: `tunneld VERSION protocol=1 auth=METHOD carriers=here`."""
     advice = "check the address: it must be a relay's control port"
     try:

@@ -143,6 +143,10 @@ class ControlExchange:
             _checked(watch.verdict)
         return None
 
+    def take_rest(self) -> bytes:
+        """What was received behind the last answer: the connection has become something else."""
+        return self._lines.take_rest()
+
     async def wait_lost(self) -> str:
         """Wait until the connection is lost, and return the reason, which the next call raises. Calls can be made
         meanwhile.

@@ -39,7 +39,7 @@ from tunneld.control.verbs import (
     try_certificate,
     watch_tunnels,
 )
-from tunneld.control.visits import visit_tunnel
+from tunneld.control.visits import invite_visitor, visit_tunnel
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
@@ -159,10 +159,18 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "visitTunnel",
-            "NAME@ID",
+            "NAME@ID|TICKET",
             "make this connection a visitor of a private tunnel",
             visit_tunnel,
             arguments=ONE_ARGUMENT,
+            role=None,  # with a ticket; else it requires the role user, as any other
+        ),
+        Command(
+            "inviteVisitor",
+            "NAME@ID TICKET SECONDS",
+            "let a visitor without a credential ask for a private tunnel",
+            invite_visitor,
+            arguments=(3, 3),
         ),
         Command(
             "kick",

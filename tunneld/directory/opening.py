@@ -279,7 +279,8 @@ def _private_address(options: TunnelOptions, grant: Grant) -> Private | None:
     claim = options.private
     if claim is None:
         return None
-    if not is_signed_by(claim.public_key, claimed_text(grant.name, options.name), claim.signature):
+    texts = (claimed_text(credential, options.name) for credential in {grant.name, ""})
+    if not any(is_signed_by(claim.public_key, text, claim.signature) for text in texts):
         raise NotAllowedError(
             f"the signature in private= does not fit the credential {grant.name!r} and the name {options.name!r}: sign "
             "the text of tunneld-control(7) with the key of the node"

@@ -24,7 +24,7 @@ from tunneld.directory.running import TunnelRunner
 from tunneld.directory.turns import RequestTurns
 from tunneld.engine.engine import Engine
 from tunneld.errors import DrainingError, EndedError, NoSuchTunnelError, TunneldError
-from tunneld.net.address import HostName, Private
+from tunneld.net.address import HostName
 from tunneld.net.endpoint import Endpoint, parse_network
 from tunneld.net.sockets import descriptors_for_tunnels
 from tunneld.policy.access import EVERYBODY, Grant, bound_server_from
@@ -34,7 +34,7 @@ from tunneld.sites.names import SharedNames
 from tunneld.tls.identity import Identity
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
-from tunneld.tunnel.private_tunnels import PrivateDoor
+from tunneld.tunnel.private_tunnels import PrivateTunnels
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
@@ -210,9 +210,10 @@ class TunnelService:
         tunnel.server_side.admit_agent(options)
         requester.at_end(tunnel.id, lambda: tunnel.agents.leave(requester.owner))
 
-    def find_private(self, address: Private) -> PrivateDoor | None:
-        """Where the visitors of this private tunnel are taken, if it is open on this node."""
-        return self._services.privates.find(address)
+    @property
+    def privates(self) -> PrivateTunnels:
+        """The private tunnels of this node."""
+        return self._services.privates
 
     def tenant_of(self, credential: str, host: str) -> Tenant:
         """What all tunnels of a credential share; of the address `host` on a relay without credentials."""

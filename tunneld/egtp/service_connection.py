@@ -4,8 +4,9 @@
                                       response to `message for you` ──► acknowledged
     PassingService ──`message for you`──► envelope ──► frame ──► `outgoing`
 
-How a port uses it: `receive` what was read and write `outgoing`; `on_written` after each write that the kernel took;
-`due` at `next_deadline`; `close` once the connection is gone. Any exception of `receive` ends the connection.
+`service_task` drives it: `receive` what was read and write `outgoing`; `on_written` after each write that the kernel
+took; `due` at `next_deadline`; `close` once the connection is gone. Any exception of `receive` ends the connection.
+`on_output` is called when another connection has caused output on this one.
 
 The envelopes are those of a `NodeEnvelopes`, such as `ClassicEnvelopes` (`classic`). A connection is not bound to one
 node.
@@ -42,10 +43,9 @@ MAX_FIRST_FRAME = 256 * 1024
 """Bytes of a frame before a known node has been heard on the connection."""
 
 ENOUGH_UNSENT = 1024 * 1024
-"""Bytes of output at which no further `message for you` is made."""
-
-MAX_UNSENT = 4 * 1024 * 1024
-"""Bytes of output at which the connection ends: the node sends requests, and does not read the responses."""
+"""Bytes of output at which no further request is handled and no `message for you` made. So output is at most this, and
+one response.
+"""
 
 NOTHING: dict[bytes, Value] = {ARE_THERE_MESSAGES: Mail().encode(), RETRIEVE_MESSAGES: encode_retrieved(())}
 """The responses to requests that are not fresh: what a node gets for which nothing waits."""
@@ -89,6 +89,7 @@ class ServiceConnection:
     ) -> None:
         """`guard` belongs to the relay, as the service does."""
         self.outgoing = bytearray()
+        self.on_output: Callable[[], None] = _ignore
         self._own_id = own_id
         self._service = service
         self._envelopes = envelopes
@@ -104,14 +105,17 @@ class ServiceConnection:
         return self._requests.next_deadline
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Handle bytes that were read. Raises `RemoteProtocolError`, or `NotAllowedError` for a node that is not
-        known; `outgoing` may have a last message then.
+        """Handle bytes that were read, and what was left before, until `ENOUGH_UNSENT`: then read no more, and call
+        this again, with no bytes, once there is room.
+
+        Raises `RemoteProtocolError`, or `NotAllowedError` for a node that is not known; `outgoing` may have a last
+        message then.
         """
         self._frames.feed(data)
-        while (envelope := self._frames.next_message()) is not None:
+        while len(self.outgoing) < ENOUGH_UNSENT and (envelope := self._frames.next_message()) is not None:
             messages = self._envelopes.open(envelope)
             for answer in self._envelopes.take_outgoing():
-                self._send(answer)
+                self.outgoing += pack_frame(answer)
             for sender, packed in messages:
                 if not self._service.knows(sender):  # before anything is decompressed for it
                     raise NotAllowedError(f"node {id_text(sender)} is not known to this relay")
@@ -145,6 +149,7 @@ class ServiceConnection:
             return None
         self._guard.note_sent(node, entry.message_id)
         self.outgoing += pack_frame(sealed)
+        self.on_output()
         return entry.message_id
 
     def _handle(self, sender: bytes, encoded: bytes) -> None:
@@ -160,7 +165,7 @@ class ServiceConnection:
             response = replace(response, header={**response.header, b"nonce": self._random(ID_OCTETS)})
         answer = response.encode()
         self._guard.note_sent(sender, id_of(answer))
-        self._send(self._envelopes.seal(sender, answer))
+        self.outgoing += pack_frame(self._envelopes.seal(sender, answer))
         self._service.on_room(self)
 
     def _respond(self, sender: bytes, request: MojoRequest, request_id: bytes) -> MojoResponse:
@@ -181,7 +186,6 @@ class ServiceConnection:
             succeeded = response.failure is None and parse_outcome(response.body) is None
             self._service.on_response(self, entry.message_id, succeeded)
 
-    def _send(self, envelope: bytes) -> None:
-        self.outgoing += pack_frame(envelope)
-        if len(self.outgoing) > MAX_UNSENT:
-            raise RemoteProtocolError(f"EGTP node sends but does not read: {len(self.outgoing)} bytes are unsent")
+
+def _ignore() -> None:
+    """Output is written after `receive`."""

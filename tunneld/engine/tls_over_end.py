@@ -1,4 +1,5 @@
-"""The server's side of TLS over another end: for a visitor on a channel, whose TLS ends here and not at the relay.
+"""TLS over another end: for a visitor on a channel, whose TLS ends here and not at the relay; and for the other end of
+a private tunnel, which is the client.
 
     the end below ──► on_data ──► decrypt ──► the handler, at once      nothing more is taken while bytes are buffered
     handler ──► write ──► encrypt ──► the end below                     no capacity until that has taken all of it
@@ -26,16 +27,22 @@ MAX_RECORD: Final = 1 << 14
 class TlsOverEnd(BufferedEnd):
     """TLS over the end `below`, which it owns, and whose handler it is."""
 
-    __slots__ = ("_below", "_finishing", "_handler_waits", "_is_ready", "_on_done", "_stalled", "_tls", "_unsent",
-                 "deadline")  # fmt: skip
+    __slots__ = ("_below", "_finishing", "_handler_waits", "_is_ready", "_is_server", "_on_done", "_stalled", "_tls",
+                 "_unsent", "deadline")  # fmt: skip
 
     def __init__(
-        self, below: BufferedEnd, context: ssl.SSLContext, on_done: Callable[[TlsOverEnd, OSError | None], None]
+        self,
+        below: BufferedEnd,
+        context: ssl.SSLContext,
+        on_done: Callable[[TlsOverEnd, OSError | None], None],
+        *,
+        server_side: bool = True,
     ) -> None:
         """`on_done` is called once: after the handshake, or with the error if it fails, and then this end is closed."""
         super().__init__(below.engine)
         self._below = below
-        self._tls = TlsSession(context, server_side=True)
+        self._is_server = server_side
+        self._tls = TlsSession(context, server_side=server_side)
         self._on_done = on_done
         self._is_ready = False  # the handshake is done
         self._unsent = bytearray()  # encrypted, and not taken by the end below
@@ -51,8 +58,20 @@ class TlsOverEnd(BufferedEnd):
         self.engine.timers.watch(self)
         if received:
             self.on_data(memoryview(received))
+        elif not self._is_server:
+            self.on_data(memoryview(b""))  # a client speaks first
         if not self.closed:
             self._below.deliver_buffered()
+
+    @property
+    def protocol(self) -> str:
+        """See `TlsSession.protocol`."""
+        return self._tls.protocol
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """See `TlsSession.peer_certificate`."""
+        return self._tls.peer_certificate
 
     # Called by the handler
 
@@ -121,7 +140,8 @@ class TlsOverEnd(BufferedEnd):
         if self.buffered:
             self._stalled = True
             return 0
-        self._tls.feed(data)
+        if data:  # else a client begins
+            self._tls.feed(data)
         try:
             if self._is_ready or self._shake_hands():
                 self._read(len(data))

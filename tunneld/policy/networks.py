@@ -27,6 +27,11 @@ class Address:
     number: int
     source: int  # the same number for all addresses of one source; negative for IPv6
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is of this machine only."""
+        return self.number >> 24 == 127 if self.version == 4 else self.number == 1
+
 
 @lru_cache(maxsize=4096)  # visitors return, and parsing takes some µs; 4096 entries are about 1 MiB
 def read_address(host: str) -> Address:

@@ -10,6 +10,7 @@ nothing but to have the address: visitors check the key themselves.
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CONTEXT = b"tunneld private tunnel v1"
 """Begins every signed text, so that a signature means nothing elsewhere."""
+_PEER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 SIGNATURE_BYTES = 64
 """Size of an Ed25519 signature."""
 
@@ -54,6 +56,13 @@ class PrivateClaim:
 
     def __str__(self) -> str:
         return f"{_encode(self.public_key)}.{_encode(self.signature)}"
+
+
+def parse_peer(text: str) -> str:
+    """Check the form of a peer's name or id. Raises `ValueError`."""
+    if not _PEER.fullmatch(text):
+        raise ValueError("not the name or the id of a peer, see `tunnel trust`")
+    return text
 
 
 def claimed_text(credential: str, name: str) -> bytes:

@@ -341,7 +341,7 @@ class HttpConnection(EndOwner):
             return
         self._is_over = True
         self._end_record()
-        self._deadline.stop()
+        self._deadline.close()
         self._input.stop()
         self._leave_stream("" if self._request is None else reason)
         self._on_over(self)

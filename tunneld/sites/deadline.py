@@ -32,10 +32,15 @@ class Deadline:
             self._watch()
 
     def stop(self) -> None:
-        """The owner needs it no more."""
+        """Do not call back, unless it is set again."""
         self._due = math.inf
         self._engine.timers.forget(self)
         self._watched = False
+
+    def close(self) -> None:
+        """The owner needs it no more. It is forgotten, so no reference cycle is left for the garbage collector."""
+        self.stop()
+        self._callback = _ignore
 
     def on_deadline(self) -> None:
         """Called by the timers."""
@@ -50,3 +55,7 @@ class Deadline:
         self.deadline = self._due
         self._watched = True
         self._engine.timers.watch(self)
+
+
+def _ignore() -> None:
+    """The callback of a deadline that is not needed any more."""

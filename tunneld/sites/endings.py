@@ -175,5 +175,5 @@ class ClosingConnection:
         self._end.reset("the visitor did not close")
 
     def _over(self, reason: str) -> None:
-        self._deadline.stop()
+        self._deadline.close()
         self._owner.on_over(reason)

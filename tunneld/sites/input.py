@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import structlog
+
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.sites.body import Body
 from tunneld.sites.heads import RequestReader
 from tunneld.wire.http1 import HeadError, RequestHead
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
 REQUEST_COST = 12
 """Units of `EngineLimits.turn_cost`: a request that the relay answers itself takes 80 µs."""
@@ -155,6 +159,7 @@ class RequestInput:
     def stop(self) -> bytes:
         """Call the receiver no more. Return what has come and was not used."""
         self._stopped = True
+        self._receiver = NO_RECEIVER  # there is no reference cycle for the garbage collector
         rest, self._pending = bytes(self._pending), bytearray()
         return rest
 
@@ -209,3 +214,31 @@ class RequestInput:
         if len(out):
             self._receiver.on_body(out)
         return taken
+
+
+class _NoReceiver:
+    """The receiver of an input that was stopped."""
+
+    def on_head_begun(self) -> None:
+        pass
+
+    def on_request(self, _head: RequestHead) -> None:
+        pass
+
+    def takes_body(self) -> bool:
+        return False
+
+    def on_body(self, _data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def on_refused(self, _error: HeadError) -> None:
+        pass
+
+    def on_last(self, *, broken_off: bool) -> None:
+        pass
+
+    def on_internal_error(self, error: Exception) -> None:
+        log.error("http connection failed: internal error", exc_info=error)
+
+
+NO_RECEIVER = _NoReceiver()

@@ -75,6 +75,7 @@ class PeekReader(Generic[Found]):
             if self._watching is not None:
                 self._engine.timers.forget(self)
                 self._watching.release()
+                self._watching = None  # no reference cycle is left for the garbage collector
 
     def on_deadline(self) -> None:
         """The client is late."""

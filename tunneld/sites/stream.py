@@ -161,7 +161,11 @@ class RequestStream(BufferedEnd):
 
     def send_capacity(self) -> int:
         """See `BufferedEnd.send_capacity`."""
-        return 0 if self.closed or self.eof_sent else self._visitor.send_capacity()
+        if self.closed or self.eof_sent:
+            return 0
+        if self._left:  # what still comes is discarded; the visitor may be gone
+            return self.engine.buffer_size
+        return self._visitor.send_capacity()
 
     def write(self, data: memoryview) -> None:
         """See `BufferedEnd.write`: bytes of responses."""

@@ -53,8 +53,10 @@ class Identity:
 
     @classmethod
     def create(cls) -> Identity:
-        """A new key."""
-        return cls.from_seed(os.urandom(MAX_SEED))
+        """A new key, whose id does not look like an option on a command line."""
+        while str((made := cls.from_seed(os.urandom(MAX_SEED))).id).startswith("-"):
+            pass
+        return made
 
     @classmethod
     def from_seed(cls, seed: bytes) -> Identity:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Container
 from typing import Protocol
 
 from tunneld.errors import LimitReachedError
 from tunneld.net.address import Address, Private
 from tunneld.tunnel.visitor import Visitor
+
+MAX_TICKETS = 10_000
+"""Of the relay, at some 300 bytes each."""
+MAX_TICKETS_PER_TUNNEL = 100
+"""A person hands out a few in the ten minutes that they last."""
 
 
 class PrivateDoor(Protocol):
@@ -25,14 +31,34 @@ class PrivateDoor(Protocol):
 
 
 class PrivateTunnels:
-    """The private tunnels of a relay, by their addresses."""
+    """The private tunnels of a relay, by their addresses, and the tickets of invited visitors; they have no credential.
+    Tickets are forgotten when the relay restarts.
+    """
 
     def __init__(self) -> None:
         self._doors: dict[Private, PrivateDoor] = {}
+        self._tickets: dict[bytes, tuple[Private, float]] = {}  # by hash: with the time at which it expires
 
     def find(self, address: Private) -> PrivateDoor | None:
         """The open tunnel with this address."""
         return self._doors.get(address)
+
+    def invite(self, address: Private, ticket: str, now: float, seconds: float) -> None:
+        """Let visitors with this ticket ask for a tunnel. Times in seconds. Raises `LimitReachedError`."""
+        if len(self._tickets) >= MAX_TICKETS:
+            self._tickets = {key: each for key, each in self._tickets.items() if each[1] > now}
+        mine = sum(each == address and expires > now for each, expires in self._tickets.values())
+        if mine >= MAX_TICKETS_PER_TUNNEL or len(self._tickets) >= MAX_TICKETS:
+            limit = MAX_TICKETS_PER_TUNNEL if mine >= MAX_TICKETS_PER_TUNNEL else MAX_TICKETS
+            raise LimitReachedError(f"limit of invitations reached: {limit} have not expired yet; try later")
+        self._tickets[_hash(ticket)] = address, now + seconds
+
+    def invited(self, ticket: str, now: float) -> Private | None:
+        """The tunnel for which a ticket is good. It is not used up: the agent sees to it that only one visitor enters,
+        and an attempt that fails on the way can be repeated.
+        """
+        address, expires = self._tickets.get(_hash(ticket), (None, 0.0))
+        return address if expires > now else None
 
     # Called by the ingresses
 
@@ -57,3 +83,8 @@ class PrivateTunnels:
             self._doors[door.address] = former
         else:
             del self._doors[door.address]
+
+
+def _hash(ticket: str) -> bytes:
+    """Looking up a hash takes no time that depends on how much of a guess is right."""
+    return hashlib.sha256(ticket.encode()).digest()

@@ -115,6 +115,14 @@ async def test_a_port_can_be_requested_and_a_forward_cancelled(tmp_path: Path) -
                 assert await ask(other.client_uri, b"again") == b"again"
 
 
+@pytest.mark.parametrize("flags", [[], ["-T"], ["-tt"]])
+async def test_a_client_without_a_forward_is_told_how_and_ends(flags: list[str]) -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay() as here, client(openssh(here, *flags, LOCAL)) as ssh:
+            assert await ssh.ended() == UsageError.exit_status
+            await ssh.wait_output("add -R 0:localhost:PORT to open a tunnel")
+
+
 REFUSED = [
     ("name:80:127.0.0.1:9", r"cannot listen on 'name': this relay has no host names; for a port, use -R 0:HOST:PORT"),
     ("/tmp/socket:127.0.0.1:9", r"cannot listen on '/tmp/socket': this relay forwards ports only"),

@@ -14,13 +14,18 @@ from tunneld.backends import BACKENDS
 from tunneld.config.names import NamesSettings
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine
-from tunneld.net.address import HostName, Port
+from tunneld.net.address import HostName, Port, Private
+from tunneld.net.endpoint import Endpoint
 from tunneld.policy.admission import AdmissionRefusal
 from tunneld.policy.options import TunnelOptions
+from tunneld.policy.private import PrivateClaim, claimed_text
 from tunneld.sites.names import SharedNames
+from tunneld.tls.identity import Identity
 from tunneld.tunnel.ingress.host import HostIngress
 from tunneld.tunnel.ingress.ingress import Ingress
 from tunneld.tunnel.ingress.port import PortIngress
+from tunneld.tunnel.ingress.private import PrivateIngress
+from tunneld.tunnel.private_tunnels import PrivateTunnels
 from tunneld.tunnel.server_side import NO_TAKEOVER, BackendServices, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
@@ -113,7 +118,33 @@ class HostKind(Kind):
         return client
 
 
-KINDS: dict[str, type[Kind]] = {"port": PortKind, "host name": HostKind}
+class PrivateKind(Kind):
+    """Its clients are control connections that asked for it."""
+
+    def __init__(self) -> None:
+        identity = Identity.from_seed(bytes(32))
+        self._spec = spec(
+            name="shell", private=str(PrivateClaim(identity.public_key(), identity.sign(claimed_text("", "shell"))))
+        )
+        self._tunnels = PrivateTunnels()
+
+    def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
+        assert self._spec.private is not None
+        return PrivateIngress(self._spec, self._spec.private, self._tunnels, takeover)
+
+    async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
+        assert isinstance(ingress.address, Private)
+        door = self._tunnels.find(ingress.address)
+        if door is None:
+            return None
+        far, near = tcp_pair()
+        client = keep(stream(far))
+        await client.send_all(said)
+        door.take(Visitor(near, near.getpeername()))
+        return client
+
+
+KINDS: dict[str, type[Kind]] = {"port": PortKind, "host name": HostKind, "private": PrivateKind}
 
 
 @pytest.fixture(params=KINDS)
@@ -159,7 +190,12 @@ async def test_a_visitor_has_its_address_and_no_byte_is_lost(
 
 
 async def test_its_address_is_what_it_advertises(ingress: Ingress) -> None:
-    assert ingress.address in {Port(ingress.uri.port), HostName(ingress.uri.host)}
+    uri = ingress.uri
+    if isinstance(ingress.address, Private):
+        assert str(uri) == f"private://{ingress.address}"
+    else:
+        assert ingress.address in {Port(uri.port), HostName(uri.host)}
+    assert Endpoint.parse(str(uri)) == uri
 
 
 async def test_a_closed_ingress_passes_no_visitor_on(

@@ -75,6 +75,7 @@ class SshConnection:
         """Own the socket; `start` begins to serve it."""
         self.login: SshLogin | None = None
         self.forwards: list[Forward] = []
+        self.asked = False  # the client has sent a -R
         self.decided = trio.Event()  # logged in, or closed before
         self.closed = trio.Event()
         self.reason = ""  # why it was closed
@@ -174,6 +175,7 @@ class SshConnection:
 
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
+        self.asked = True
         try:
             forward = await self._context.loop.trio_as_future(self._open_forward, (host, port))
         except TunneldError as error:

@@ -44,6 +44,7 @@ ssh -R NAME:80:localhost:8000 ...
 
 A client that reconnects with the same key, user name and -R gets the same address.
 """
+NO_FORWARD = "nothing is forwarded: add -R 0:localhost:PORT to open a tunnel to a port on your side; `help` tells more"
 
 
 class ConsoleUser(Protocol):
@@ -64,6 +65,10 @@ class ConsoleUser(Protocol):
     @property
     def tunnels(self) -> list[Tunnel]:
         """The tunnels that this connection serves."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the client has sent a -R."""
 
     def drain(self) -> None:
         """The user quits: close the tunnels, and let the client disconnect."""
@@ -191,6 +196,10 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
     # Internals
 
     def _show(self, scheme: str) -> None:
+        if not self._console.user.asked:  # a client sends every -R before it asks for a session
+            self._channel.write_stderr(self._convert_newlines(f"tunneld: {NO_FORWARD}\n"))
+            self._channel.exit(UsageError.exit_status)
+            return
         self._terminal = Terminal(self._channel, is_terminal=self._is_terminal, scheme=scheme)
         self._console.attach(self._terminal)
         if self._is_terminal:

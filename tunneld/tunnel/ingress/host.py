@@ -68,7 +68,9 @@ class HostIngress:
             sites.replace(name, self)
         else:
             sites.add(name, self)
-        if not self.keeps_tls:
+        whole = sites.get(HostName(name.name))  # for a path: the site of the other ones, which may keep the TLS of all
+        self._needs_certificate = whole is None or not whole.keeps_tls
+        if self._needs_certificate:
             names.on_taken(name, self._owner)
 
     # Ingress
@@ -112,7 +114,7 @@ class HostIngress:
         if self._former is not None and self._names.sites.get(self._name) is self:
             self._names.sites.replace(self._name, self._former)
         self._names.sites.remove(self._name, self)
-        if not self.keeps_tls and (not self._paused or self._arrivals is not None):
+        if self._needs_certificate and (not self._paused or self._arrivals is not None):
             self._names.on_freed(self._name, self._owner)
         self._paused, self._arrivals = True, None
         if self._guard is not None:
