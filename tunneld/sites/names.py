@@ -69,7 +69,7 @@ class SharedNames:
         """Raise `UsageError` where this relay has no host names, or none whose TLS may end at the hidden server."""
         if not self.is_open:
             raise UsageError(
-                "this relay has no host names, for its operator has set neither names.http nor names.https; leave host out"
+                "this relay has no host names, as neither names.http nor names.https is set; leave host out"
             )
         if keeps_tls and not self.https_port:
             raise UsageError("this relay has no HTTPS port (names.https); leave tls=pass out")
