@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.cli.test_init import Captured, made, on_any_port, relay_of
@@ -31,6 +32,7 @@ CONFIG = """
 domain = "{domain}"
 http = "127.0.0.1:{http}"
 https = "127.0.0.1:{https}"
+http2 = {http2}
 [acme]
 enabled = true
 agree = true
@@ -66,13 +68,13 @@ new Promise((kept, broken) => {
 
 
 @asynccontextmanager
-async def two_names(folder: Path, find: Find) -> AsyncIterator[tuple[Browser, int]]:
+async def two_names(folder: Path, find: Find, http2: str) -> AsyncIterator[tuple[Browser, int]]:
     """A relay whose two names have certificates, and a browser; yields it and the HTTPS port."""
     find("chromium")  # before the others start
     with running_authority(folder / "pebble") as authority:
         roots = folder / "roots.pem"
         authority.write_roots(roots)
-        facts = {"directory": authority.directory, "ca_file": authority.ca_file, "domain": DOMAIN}
+        facts = {"directory": authority.directory, "ca_file": authority.ca_file, "domain": DOMAIN, "http2": http2}
         words = CONFIG.format(http=authority.http_port, https=authority.tls_port, **facts)
         async with (
             application(LABELS[0]) as one,
@@ -90,17 +92,18 @@ def url(label: str, port: int) -> str:
     return f"https://{label}.{DOMAIN}:{port}/"
 
 
-async def test_two_names_in_one_browser(tmp_path: Path, program_path: Find) -> None:
-    async with two_names(tmp_path, program_path) as (running, port):
+@pytest.mark.parametrize(("http2", "protocol"), [("false", "http/1.1"), ("true", "h2")])
+async def test_two_names_in_one_browser(tmp_path: Path, program_path: Find, http2: str, protocol: str) -> None:
+    async with two_names(tmp_path, program_path, http2) as (running, port):
         pages = {label: await running.open_page() for label in LABELS}
         async with trio.open_nursery() as nursery:
             for label, page in pages.items():
-                nursery.start_soon(use, page, label, port)
+                nursery.start_soon(use, page, label, port, protocol)
         for label, page in pages.items():
             (tmp_path / f"{label}.png").write_bytes(await page.screenshot())
 
 
-async def use(page: Page, label: str, port: int) -> None:
+async def use(page: Page, label: str, port: int, protocol: str) -> None:
     """Do all that a page does."""
     await page.visit(url(label, port))
     shown = "[...document.images].filter(image => image.complete && image.naturalWidth).length"
@@ -113,7 +116,7 @@ async def use(page: Page, label: str, port: int) -> None:
     secure = [response for response in responses if response["url"].startswith("https:")]
     assert len(secure) > REQUESTS + PICTURES
     for response in secure:
-        assert (response["securityState"], response["protocol"]) == ("secure", "http/1.1"), response
+        assert (response["securityState"], response["protocol"]) == ("secure", protocol), response
         assert response["securityDetails"]["sanList"] == [f"{label}.{DOMAIN}"]
         assert "Pebble" in response["securityDetails"]["issuer"]
     assert len({response["connectionId"] for response in secure}) <= 8
