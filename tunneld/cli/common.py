@@ -108,7 +108,7 @@ class Parser(argparse.ArgumentParser):
             return ""
         import difflib  # noqa: PLC0415 - only mistakes need it
 
-        known = [option for action in _actions(self) for option in action.option_strings]
+        known = [option for action in all_actions(self) for option in action.option_strings]
         if not found["word"].startswith("-"):
             known = [str(name) for action in self._actions for name in action.choices or ()]
         near = difflib.get_close_matches(found["word"], known, n=1)
@@ -139,6 +139,15 @@ class _PrintCompletion(argparse.Action):
         parser.fill_all()
         say(script(parser, shell))
         parser.exit()
+
+
+def all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments and options of a parser, and of its commands as far as they have been filled."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from all_actions(inner)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
