@@ -93,7 +93,7 @@ class NodeConnection:
 
     async def send(self, message: bytes) -> None:
         """Send one message. Raises OSError or `RemoteProtocolError`."""
-        await self._write(pack_frame(self.session.seal(message)))
+        await self._write(pack_frame(b"".join(self.session.seal(message))))
 
     async def receive(self) -> bytes:
         """The next message. Raises OSError or `RemoteProtocolError`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import Protocol
 
 from tunneld.egtp.session import NodeSession
@@ -27,6 +28,8 @@ from tunneld.wire.egtp.messages import MojoRequest, MojoResponse, failure_of, pa
 from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome, success
 from tunneld.wire.mencode import Value
 
+LENGTH = struct.Struct(">I")
+"""The length in front of a frame."""
 MAX_STREAM_MESSAGE = 1024 * 1024
 """Octets of the frames in one message: four times what a carrier lets pend."""
 MAX_LINK_FRAME = MAX_STREAM_MESSAGE + 16 * 1024
@@ -187,8 +190,7 @@ class Link:
                 self._end("the peer closed the connection")
                 return
             owner.on_input()
-            self._frames.feed(view[:count])
-            if not self._process(owner):
+            if not self._take(owner, view[:count]):
                 return
             if connection.drained and not self._until_eagain:
                 return
@@ -199,23 +201,49 @@ class Link:
 
     # Internal
 
-    def _process(self, owner: LinkOwner) -> bool:
-        """Handle complete frames. Returns whether more may be read."""
-        try:
-            while not owner.must_wait:
-                frame = self._frames.next_message()
-                if frame is None:
-                    return not self.closed
-                for message in self.session.receive(memoryview(frame)):
-                    self._receive(owner, message)
-                if self.closed:
+    def _take(self, owner: LinkOwner, data: memoryview) -> bool:
+        """Handle the frames that are complete in `data`, where they are; keep the rest. Returns whether more may be
+        read.
+        """
+        at, size = 0, len(data)
+        if not len(self._frames):
+            while size - at >= LENGTH.size and not owner.must_wait:
+                start = at + LENGTH.size
+                end = start + LENGTH.unpack_from(data, at)[0]
+                if end > size:
+                    break
+                at = end
+                if not self._receive_envelope(owner, data[start:end]):
                     return False
+        if at < size:
+            self._frames.feed(data[at:])
+        return self._process(owner)
+
+    def _process(self, owner: LinkOwner) -> bool:
+        """Handle the frames that are complete among those that were kept. Returns whether more may be read."""
+        while not owner.must_wait:
+            try:
+                frame = self._frames.next_message()
+            except RemoteProtocolError as error:
+                self._end(f"the peer broke the EGTP protocol: {error}")
+                return False
+            if frame is None:
+                return not self.closed
+            if not self._receive_envelope(owner, memoryview(frame)):
+                return False
+        return False
+
+    def _receive_envelope(self, owner: LinkOwner, envelope: memoryview) -> bool:
+        """Handle one frame. Returns whether the link goes on."""
+        try:
+            for message in self.session.receive(envelope):
+                self._receive(owner, message)
         except RemoteProtocolError as error:
-            for envelope in self.session.take_outgoing():
-                self._outgoing += pack_frame(envelope)
+            for alert in self.session.take_outgoing():
+                self._outgoing += pack_frame(alert)
             self.flush()
             self._end(f"the peer broke the EGTP protocol: {error}")
-        return False
+        return not self.closed
 
     def _receive(self, owner: LinkOwner, message: memoryview) -> None:
         reference = decode_received(message)
@@ -264,12 +292,17 @@ class Link:
         if self.closed:
             return
         try:
-            self._outgoing += pack_frame(self.session.seal(message))
+            head, records, padding = self.session.seal(message)
         except RemoteProtocolError as error:
             self._end(str(error))
             return
-        if len(self._outgoing) > MAX_UNSENT:
-            self._end(f"the peer sends but does not read: {len(self._outgoing)} bytes are pending for it")
+        outgoing = self._outgoing
+        outgoing += LENGTH.pack(len(head) + len(records) + len(padding))
+        outgoing += head
+        outgoing += records
+        outgoing += padding
+        if len(outgoing) > MAX_UNSENT:
+            self._end(f"the peer sends but does not read: {len(outgoing)} bytes are pending for it")
 
     def _flush_later(self) -> None:
         if not self._scheduled:
