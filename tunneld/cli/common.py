@@ -191,8 +191,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+_LAYOUT = {ord("\n"): None, ord("\t"): None}
+
+
 def printable_lines(text: str) -> str:
     """Do the same for text that consists of lines, perhaps with tabs."""
+    if text.translate(_LAYOUT).isprintable():
+        return text
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
