@@ -263,7 +263,7 @@ class EgtpCarrier:
     def on_acknowledged(self, number: int) -> None:
         """See `LinkOwner.on_acknowledged`."""
         output = self.output
-        output.outbox.acknowledge(number)
+        output.outbox.acknowledge_before(number + 1)
         if self.send_buffer.blocked and output.is_ready:
             self.send_buffer.unblock()
         if self.settled:
