@@ -12,6 +12,7 @@ import trio.testing
 from tests.egtp.test_service_connection import NONCES, RELAY, Relay
 from tests.engine.bench import stream, tcp_pair
 from tests.wire.egtp.mesgen.keys import A, B, counted
+from tunneld.egtp.passing import PassingLimits
 from tunneld.egtp.service_connection import ENOUGH_UNSENT
 from tunneld.egtp.service_task import serve_node
 from tunneld.errors import RemoteProtocolError
@@ -148,6 +149,18 @@ async def test_a_node_that_does_not_read_is_not_read(connect: Connect) -> None:
     counts = [len(parse_mail(response.body).messages) for response in [await b.receive() for _ in range(100)]]
     assert counts == [1] * 5 + [0] * 95
     assert ended == []
+
+
+async def test_a_node_that_reads_slowly_gets_all_messages(connect: Connect) -> None:
+    relay = Relay(clock=trio.current_time)
+    relay.limits = PassingLimits(fast_bytes=2**23)
+    (a, _), (b, _) = connect(relay, A), connect(relay, B, SO_RCVBUF=65536, SO_SNDBUF=65536)
+    for _ in range(2):
+        await b.ask(ARE_THERE_MESSAGES, MailQuery())
+    await a.ask(ARE_THERE_MESSAGES, MailQuery(fast_relay=False))
+    for number in range(4):
+        await a.ask(PASS_THIS_ALONG, PassAlong(B.node_id, NONCES(ENOUGH_UNSENT // 2) + b"%d" % number))
+    assert [type(await b.receive()) for _ in range(4)] == [MojoRequest] * 4
 
 
 def test_the_protocol_errors_of_a_connection_are_the_peers() -> None:

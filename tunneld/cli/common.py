@@ -31,7 +31,7 @@ COMPILED = any(_PUMP.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIX
 BUILD = f"{__version__} (compiled)" if COMPILED else __version__
 """The version as `--version` prints it."""
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 MAX_USAGE_LINES = 6
 """Lines of usage printed above an error; a longer usage is abbreviated."""
 INTERRUPTED = 128 + SIGINT
@@ -112,26 +112,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion SHELL`: shtab makes the script from the parser, so that it is always complete."""
+    """`--print-completion SHELL`."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, option: str | None = None) -> NoReturn:
-        import shtab  # noqa: PLC0415 - 60 ms that only this option needs
+        from tunneld.cli.completion import script  # noqa: PLC0415 - 60 ms that only this option needs
 
         assert isinstance(parser, Parser)
         parser.fill_all()
-        for action in _actions(parser):
-            if action.metavar == "FILE":
-                vars(action)["complete"] = shtab.FILE
-        say(shtab.complete(parser, shell))
+        say(script(parser, shell))
         parser.exit()
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from _actions(inner)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
@@ -212,7 +201,7 @@ def hold_standard_descriptors() -> None:
 
 def _report(program: str, error: BaseException) -> int:
     """Print why the command ended, and return the exit status."""
-    leaves = list(_leaves(error))
+    leaves = list(leaves_of(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
     if (missing := next((leaf for leaf in leaves if isinstance(leaf, ModuleNotFoundError)), None)) is not None:
         # The agent as a single file has only what an agent needs, and an extra may not be installed.
@@ -252,11 +241,11 @@ def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:
                 yield printable(f"{program}: {error}")  # a relay's reason must not look like several lines
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions inside nested groups, which nurseries make."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield error
 
