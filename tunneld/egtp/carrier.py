@@ -52,6 +52,11 @@ from tunneld.wire.egtp.streams import (
 )
 from tunneld.wire.mencode import Value
 
+FLUSH_SIZE = 256 * 1024
+"""Octets of frames that become a message at once, rather than after the batch. A message costs 70 µs at both ends
+together, as much as encrypting 100 KiB; and no more than `CarrierLimits.pause_at` pends anyway.
+"""
+
 log = Logger("egtp")
 
 
@@ -118,7 +123,7 @@ class EgtpCarrier:
         self.over = False
         self.inbox = Inbox()
         self.turns = CarrierTurns(pump.budget, self._continue, self.on_failure)
-        self.send_buffer = SendBuffer(pump, self.output, self.streams.outgoing, limits, self._close)
+        self.send_buffer = SendBuffer(pump, self.output, self.streams.outgoing, limits, self._close, FLUSH_SIZE)
         self._times = times
         self._opened = 0
         self._parity = 1 if initiator else 0
