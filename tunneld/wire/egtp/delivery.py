@@ -74,6 +74,16 @@ class Outbox:
         while self._unacknowledged and self._first < number:
             self.octets -= len(self._unacknowledged.pop(self._first).frames)
 
+    def waiting(self, max_octets: int) -> list[bytes]:
+        """The first messages that are not acknowledged: at least one if there is one, and no more than fit."""
+        found: list[bytes] = []
+        for message in self._unacknowledged.values():
+            max_octets -= len(message.frames)
+            if found and max_octets < 0:
+                break
+            found.append(message.frames)
+        return found
+
     def overdue(self, now: float, timeout: float) -> list[SentMessage]:
         """The messages to be sent again: no response came for `timeout` seconds. They count as sent now."""
         found = [message for message in self._unacknowledged.values() if now - message.sent_at >= timeout]
