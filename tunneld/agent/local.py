@@ -123,7 +123,7 @@ once. It takes the kernel milliseconds where a machine has thousands of connecti
 
 
 class ListeningSockets:
-    """The listening TCP sockets of this network namespace: the port of each, and its address as the kernel prints it."""
+    """The listening TCP sockets of this network namespace: the port of each, and its address as the kernel has it."""
 
     def __init__(self) -> None:
         self._table: list[tuple[int, str]] = []
