@@ -25,7 +25,8 @@ from tests.agent.test_expose import address, ask
 from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide, derive
-from tunneld.backends.egtp_port import load_identity, place
+from tunneld.backends.egtp_port import load_identity
+from tunneld.backends.egtp_relay import place
 from tunneld.config.schema import Settings
 from tunneld.directory.requester import Requester
 from tunneld.egtp.handshake import NodeConnection, begin_session
@@ -311,7 +312,7 @@ def test_a_key_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_identity(tmp_path / "key")
     with pytest.raises(ConfigError):
         load_identity(tmp_path / "key" / "below")
-    monkeypatch.setattr("tunneld.backends.egtp_port.state_folder", lambda: None)
+    monkeypatch.setattr("tunneld.backends.egtp_relay.state_folder", lambda: None)
     with pytest.raises(ConfigError, match=r"set egtp\.identity or daemon\.state"):
         place(Settings())
 

@@ -111,6 +111,7 @@ COVERED_BY = {
     "directory/requester.py": "directory/test_reservations.py",
     "directory/running.py": "directory/test_service.py",
     "egtp/classic.py": "egtp/test_service_connection.py",
+    "egtp/modern.py": "backends/test_egtp_relay.py",
     "engine/end.py": "engine/test_ends.py",
     "engine/end_flow.py": "engine/test_ends.py",
     "engine/end_stream.py": "mux/test_carrier.py",

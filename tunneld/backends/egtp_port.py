@@ -1,6 +1,7 @@
 """The port to which EGTP nodes connect.
 
     serve_nodes
+    ├─ NodeRelay              serves nodes that use the relay itself; see egtp_relay.py
     └─ ReloadableListener     accepts; see net/listeners.py
 
 A new connection is a handshake under a deadline (auth/handshakes.py): a session in which the peer proves its node id,
@@ -21,9 +22,9 @@ import trio
 
 from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.egtp import EgtpServerSide, find_identity, find_side
+from tunneld.backends.egtp_relay import CLASSIC_TYPES, NodeRelay
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.config import schema
-from tunneld.config.places import state_folder
 from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
 from tunneld.egtp.handshake import NodeConnection, accept_session
 from tunneld.egtp.link import Link
@@ -48,20 +49,10 @@ from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, canonical_kind
 from tunneld.wire.mencode import Value
 
-KEY_FILE = "egtp_key"
-"""The name of the file in the state directory."""
+TYPE_END = 8
+"""Bytes of a frame up to the end of its envelope's type."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("egtp")
-
-
-def place(settings: schema.Settings) -> Path:
-    """The path of the relay's key. Raises `ConfigError` if neither a path nor a state directory is known."""
-    if settings.egtp.identity is not None:
-        return settings.egtp.identity
-    folder = settings.daemon.state or state_folder()
-    if folder is None:
-        raise ConfigError(["egtp.identity: no state directory to keep the key in; set egtp.identity or daemon.state"])
-    return folder / KEY_FILE
 
 
 def load_identity(path: Path) -> Identity:
@@ -82,15 +73,18 @@ async def serve_nodes(
     handshakes: HandshakeSupervisor,
     registry: KeyRegistry,
     engine: Pump,
+    relay: NodeRelay,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept nodes until cancelled; the daemon runs this. `settings` is called for each new connection. A caller that
-    rebinds the listener must update `registry`.
+    rebinds the listener must update `registry`. `relay` serves the nodes that use the relay itself.
     """
-    port = _EgtpPort(settings, handshakes, registry, engine)
+    port = _EgtpPort(settings, handshakes, registry, engine, relay)
     registry.set_port("egtp", "egtp", listener.port)
-    await listener.serve(port.on_connection, task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        await listener.serve(port.on_connection, task_status=task_status)
 
 
 class _EgtpPort:
@@ -102,8 +96,10 @@ class _EgtpPort:
         handshakes: HandshakeSupervisor,
         registry: KeyRegistry,
         engine: Pump,
+        relay: NodeRelay,
     ) -> None:
         self._settings = settings
+        self._relay = relay
         self._handshakes = handshakes
         self._registry = registry
         self._engine = engine
@@ -121,7 +117,15 @@ class _EgtpPort:
             await trio.lowlevel.wait_readable(connection)
             if not connection.recv(1, socket.MSG_PEEK):
                 raise NothingReceivedError("the connection closed before a session began")
-            node = await accept_session(connection, partial(find_identity, self._registry))
+            received = await self._receive_type(connection) if self._relay.accepts_classic else b""
+            if int.from_bytes(received[4:]) in CLASSIC_TYPES and received:
+                await self._relay.serve_classic(connection, received, peer)
+                return
+            node = await accept_session(connection, self._find_identity, received)
+            relay = self._relay.identity
+            if relay is not None and node.session.own_id == relay.id:
+                self._relay.serve(node, peer)
+                return
             request = await node.receive_request()
             try:
                 await self._serve(node, request, peer)
@@ -131,6 +135,24 @@ class _EgtpPort:
         except BaseException:
             connection.close()
             raise
+
+    async def _receive_type(self, connection: socket.socket) -> bytes:
+        """The first bytes of a connection, up to the type of its first envelope."""
+        received = b""
+        while len(received) < TYPE_END:
+            await trio.lowlevel.wait_readable(connection)
+            data = connection.recv(TYPE_END - len(received))
+            if not data:
+                raise RemoteProtocolError("the connection closed before a session began")
+            received += data
+        return received
+
+    def _find_identity(self, recipient: bytes) -> Identity | None:
+        """The key with this id: that of the relay, or of a tunnel."""
+        relay = self._relay.identity
+        if relay is not None and recipient == relay.id.digest:
+            return relay
+        return find_identity(self._registry, recipient)
 
     async def _serve(self, node: NodeConnection, request: MojoRequest, peer: Peer) -> None:
         """Answer the first request. Raises OSError or a `TunneldError`."""

@@ -60,6 +60,11 @@ class NodeConnection:
             await self._advance()
         return bytes(self._messages.pop(0))
 
+    def take_messages(self) -> list[bytes]:
+        """Remove and return the messages that were read already, for the caller that takes the connection over."""
+        taken, self._messages = self._messages, []
+        return [bytes(message) for message in taken]
+
     async def ask(self, body: Value) -> Value:
         """Send `are there messages` and return the body of the response. Raises OSError, `RemoteProtocolError`, or
         `RefusedError` if the peer answered with a failure.
@@ -125,8 +130,9 @@ async def begin_session(connection: socket.socket, identity: Identity, peer: Nod
     return made
 
 
-async def accept_session(connection: socket.socket, find: FindIdentity) -> NodeConnection:
+async def accept_session(connection: socket.socket, find: FindIdentity, received: bytes = b"") -> NodeConnection:
     """Let another node begin a session. Raises as `begin_session`, and `NoSuchTunnelError` for an unknown node."""
     made = NodeConnection(connection, NodeSession.accept(find))
+    made.frames.feed(received)
     await made.establish()
     return made
