@@ -72,6 +72,7 @@ COVERED_BY = {
     "backends/ssh/terminal.py": "backends/ssh/test_hostile.py",
     "agent/associations.py": "backends/test_conformance.py",
     "backends/egtp.py": "backends/test_conformance.py",
+    "wire/egtp/attaching.py": "backends/test_egtp_port.py",
     "egtp/channel.py": "egtp/test_carrier.py",
     "egtp/handshake.py": "egtp/test_carrier.py",
     "egtp/link.py": "egtp/test_carrier.py",

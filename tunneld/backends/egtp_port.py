@@ -26,7 +26,7 @@ from tunneld.backends.egtp_relay import CLASSIC_TYPES, NodeRelay
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.config import schema
 from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
-from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection, accept_session
+from tunneld.egtp.handshake import NodeConnection, accept_session
 from tunneld.egtp.link import Link
 from tunneld.egtp.session import UNKNOWN_NODE
 from tunneld.engine.pump import Pump
@@ -44,8 +44,10 @@ from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.identity import Identity
 from tunneld.tunnel.keys import KeyRegistry
+from tunneld.wire.egtp.attaching import UNKNOWN_ASSOCIATION, AttachRequest
 from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, canonical_kind
+from tunneld.wire.mencode import Value
 
 TYPE_END = 8
 """Bytes of a frame up to the end of its envelope's type."""
@@ -165,10 +167,16 @@ class _EgtpPort:
         if not side.is_admitted(session.peer):
             raise FailedProofError(f"node {session.peer} may not serve this tunnel", str(session.peer))
         carrier = self._association(side, attach, session.peer.digest, peer)
-        await node.respond(request, {b"result": b"no", b"received": carrier.inbox.next})
+        waiting = None if attach.fast_relay else carrier.collect(attach.received)
+        answer: Value = {b"result": b"no", b"received": carrier.inbox.next} if waiting is None else list(waiting)
+        await node.respond(request, answer)
         if carrier.over:
             raise NoSuchTunnelError("the tunnel closed")
-        carrier.attach(Link(self._engine, node.connection, session, node.frames, carrier.limits), attach.received)
+        link = Link(self._engine, node.connection, session, node.frames, carrier.limits)
+        if attach.fast_relay:
+            carrier.attach(link, attach.received)
+        else:
+            carrier.attach_polling(link)
         log.debug("node connected", peer=format_peer(peer), node=str(session.peer))
 
     def _association(self, side: EgtpServerSide, attach: AttachRequest, node: bytes, peer: Peer) -> EgtpCarrier:
