@@ -35,6 +35,8 @@ ENCRYPTED_PEERS = ("rathole-tls", "rathole-noise", "frp-tls", "chisel")
 
 WEBMUX = ("webmuxs", "webmuxs-compiled")
 
+EGTP = (("egtp", "webmuxs"), ("egtp-compiled", "webmuxs-compiled"))
+
 AIMS = (
     *(Aim("http64", "rate", ours, "haproxy", 1.0) for ours in WEBMUX),
     *(Aim("http400", "rate", ours, "haproxy", 1.0) for ours in WEBMUX),
@@ -52,6 +54,8 @@ AIMS = (
     Aim("bulk", "bulk", "tunneld-ssh", "ssh", 0.6),
     Aim("http64", "rate", "tunneld-ssh", "ssh", 0.6),
     Aim("http400", "rate", "tunneld-ssh", "ssh", 0.4),
+    *(Aim("bulk", "bulk", *pair, 0.5) for pair in EGTP),
+    *(Aim("http64", "rate", *pair, 0.6) for pair in EGTP),
     *(Aim("http1", "p50", ours, "ssh", 1.5, more_is_better=False) for ours in WEBMUX),
 )
 

@@ -1,16 +1,16 @@
-"""`python -m benchmarks.names`: host names beside HAProxy and nginx as HTTP proxies, one hop, by the processor's time.
+"""`python -m benchmarks.names`: host names beside HTTP proxies and other tunnels, by the processor's time.
 
-    clients ──► relay ──► agent ──► nginx          tunneld; only the relay's process is measured
-    clients ──► proxy ──► nginx                    HAProxy (mode http), nginx (proxy_pass), each with one thread
+    clients ──► relay ──► agent ──► nginx          tunneld, frp (vhost), sish; only the relay's process is measured
+    clients ──► proxy ──► nginx                    HAProxy (mode http), nginx (proxy_pass), Caddy
 
 A machine that does other work changes rates, but hardly the processor time of one process for one request. So the time
-is what is compared (/proc/PID/schedstat: user and system, in nanoseconds), as a median over interleaved rounds.
+is what is compared (/proc/PID/schedstat: user and system, in nanoseconds), as a median over interleaved rounds. The
+rows of two hops count the agent's process, too, and have rates. Programs that are not on PATH are left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import socket
@@ -19,18 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from benchmarks import servers
-from benchmarks.network import own_network
+from benchmarks.network import own_hosts, own_network
 from benchmarks.processes import (
     LOOPBACK,
     Address,
     BenchError,
-    Child,
     Crew,
     descriptor_limit,
     find,
@@ -38,96 +37,24 @@ from benchmarks.processes import (
     need,
     orphans_ended,
 )
-from benchmarks.topologies import COMPILED, TUNNEL, TUNNEL_TOML, TUNNELD
-from tunneld.tls.self_signed import make_self_signed
+from benchmarks.proxies import COLUMNS, HOST, PASSED, Hop, Origin, certificate
 
-HOST = "blog.t.example.org"
 CONNECTIONS = 64
 BULK = 256 << 20
 """Bytes of the large file."""
-HANDSHAKES = 200
+HANDSHAKES = 400
+TOGETHER = 8
+"""Handshakes at a time: one after the other, a relay mostly waits, and its waiting is counted."""
 IDLE = 1000
 
-CONFIG = (
-    TUNNEL_TOML
-    + """
-[names]
-domain = "t.example.org"
-http = "127.0.0.1:{http}"
-https = "127.0.0.1:{https}"
-[[certificate]]
-certificate = "{certificate}"
-key = "{key}"
-"""
-)
-
-HAPROXY = """
-global
-    nbthread 1
-    maxconn 8000
-defaults
-    mode http
-    option forwardfor
-    http-reuse safe
-    timeout connect 10s
-    timeout client 10m
-    timeout server 10m
-frontend hop
-    bind 127.0.0.1:{http}
-    bind 127.0.0.1:{https} ssl crt {pem}
-    default_backend origin
-backend origin
-    server origin {server[0]}:{server[1]}
-"""
-
-PROXY = """
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    keepalive_requests 1000000000;
-    proxy_buffering off;
-    upstream origin {{ server {server[0]}:{server[1]}; keepalive 512; keepalive_requests 1000000000; }}
+TLS_SERVER = """
     server {{
-        listen 127.0.0.1:{http} backlog=4096;
-        listen 127.0.0.1:{https} ssl backlog=4096;
+        listen {host}:{port} ssl backlog=4096;
         ssl_certificate {certificate}; ssl_certificate_key {key};
-        location / {{
-            proxy_pass http://origin;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $host;
-            proxy_set_header X-Forwarded-For $remote_addr;
-        }}
+        root {folder}/pages;
     }}
 }}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """A running proxy: its process, its ports, and the port of the same tunnel without HTTP."""
-
-    child: Child
-    http: Address
-    https: Address
-    port: Address | None = None
-
-    def seconds(self) -> float:
-        """Processor time of its processes so far."""
-        total = 0
-        for pid in self.child.tree():
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
-
-    def resident(self) -> int:
-        """Its resident memory in bytes."""
-        found = re.search(
-            r"^Rss:\s+(\d+)", Path(f"/proc/{self.child.process.pid}/smaps_rollup").read_text(), re.MULTILINE
-        )
-        assert found is not None
-        return int(found[1]) * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,139 +67,138 @@ class Measurement:
     sample: Callable[[Hop, float], float | None]
 
 
-# The columns
-
-
-def ours(backend: str, python: str = sys.executable) -> Callable[[Crew, Address], Hop]:
-    """`tunneld` with a tunnel that has a host name, and another with a port, to the same server."""
-
-    def build(crew: Crew, server: Address) -> Hop:
-        made = make_self_signed(HOST)
-        http, https = free_port(), free_port()
-        text = CONFIG.format(
-            http=http,
-            https=https,
-            certificate=crew.file("site.pem", made.certificate.decode()),
-            key=crew.file("site.key", made.key.decode()),
-        )
-        config = crew.file("tunnel.toml", text)
-        daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
-        control = daemon.line(_control_uri)
-        command = ["expose", f"{server[0]}:{server[1]}", "--relay", control, "--backend", backend, "--quiet"]
-        options = ["--host", "blog", "--plain-http", "allow"]
-        named = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command, *options])
-        named.line(lambda line: line if HOST in line else None)
-        agent = crew.start("tunnel with a port", [python, "-P", "-c", TUNNEL, *command])
-        public = agent.line(lambda line: line.strip() if line.startswith("tcp://") else None)
-        host, _, port = public.removeprefix("tcp://").rpartition(":")
-        return Hop(daemon, (LOOPBACK, http), (LOOPBACK, https), (host, int(port)))
-
-    return build
-
-
-def _control_uri(line: str) -> str | None:
-    fields = json.loads(line)
-    return fields["uri"] if fields["event"] == "control listens" else None
-
-
-def haproxy(crew: Crew, server: Address) -> Hop:
-    """Run HAProxy in HTTP mode, with one thread."""
-    made = make_self_signed(HOST)
-    pem = crew.file("site.pem", (made.certificate + made.key).decode())
-    http, https = free_port(), free_port()
-    config = crew.file("haproxy.cfg", HAPROXY.format(http=http, https=https, pem=pem, server=server))
-    child = crew.start("haproxy", [need("haproxy"), "-db", "-q", "-f", config])
-    return Hop(child, child.listening(http), (LOOPBACK, https))
-
-
-def nginx(crew: Crew, server: Address) -> Hop:
-    """Run nginx as an HTTP proxy that keeps connections to the server, one worker."""
-    made = make_self_signed(HOST)
-    http, https = free_port(), free_port()
-    text = servers.nginx_basics(crew.folder, descriptor_limit()) + PROXY.format(
-        folder=crew.folder,
-        http=http,
-        https=https,
-        server=server,
-        certificate=crew.file("site.pem", made.certificate.decode()),
-        key=crew.file("site.key", made.key.decode()),
-    )
-    child = crew.start("nginx", servers.nginx_command(crew.file("proxy.conf", text)))
-    return Hop(child, child.listening(http), (LOOPBACK, https))
-
-
-COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Crew, Address], Hop]]] = {
-    "tcp": ((), ours("tcp")),
-    "webmux": ((), ours("webmux")),
-    "tcp-compiled": ((COMPILED,), ours("tcp", COMPILED)),
-    "webmux-compiled": ((COMPILED,), ours("webmux", COMPILED)),
-    "haproxy": (("haproxy",), haproxy),
-    "nginx": (("nginx",), nginx),
-}
-
-
-# The rows
-
-
-def _wrk(address: Address, seconds: float, *fields: str) -> int:
-    """Run `wrk`; return the number of requests."""
+def _wrk(address: Address, seconds: float, *fields: str, scheme: str = "http") -> tuple[int, float]:
+    """Run `wrk`; return the number of requests, and how many that were a second."""
     options = ["--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{max(1, round(seconds))}"]
     headers = [part for field in (f"Host: {HOST}", *fields) for part in ("--header", field)]
+    host = HOST if scheme == "https" else address[0]  # it is the server name of the handshake, see `own_hosts`
     done = subprocess.run(
-        [need("wrk"), *options, *headers, f"http://{address[0]}:{address[1]}/"],
+        [need("wrk"), *options, *headers, f"{scheme}://{host}:{address[1]}/"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         timeout=seconds + 30,
     )
     found = re.search(r"(\d+) requests in", done.stdout)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
-    if found is None or not int(found[1]) or failed:
-        raise BenchError(f"wrk got no answers: {done.stdout.strip().splitlines()[-1:]}")
-    return int(found[1])
+    if found is None or rate is None or not int(found[1]) or failed:
+        raise BenchError(f"wrk got no answers: {(done.stdout + done.stderr).strip().splitlines()[-1:]}")
+    return int(found[1]), float(rate[1])
 
 
-def small(hop: Hop, seconds: float) -> float:
-    """Processor time of a small request, 64 keep-alive connections, in µs."""
-    before = hop.seconds()
-    count = _wrk(hop.http, seconds)
-    return (hop.seconds() - before) / count * 1e6
+def requests(*fields: str, scheme: str = "http") -> Callable[[Hop, float], float]:
+    """Processor time of the relay for a request, in µs; by HTTP or HTTPS, with these fields."""
+
+    def sample(hop: Hop, seconds: float) -> float:
+        before = hop.seconds()
+        count, _ = _wrk(hop.http if scheme == "http" else hop.https, seconds, *fields, scheme=scheme)
+        return (hop.seconds() - before) / count * 1e6
+
+    return sample
 
 
-def small_by_port(hop: Hop, seconds: float) -> float | None:
+def requests_by_port(*fields: str) -> Callable[[Hop, float], float | None]:
     """The same through a port of the same relay, which does not look at HTTP."""
-    if hop.port is None:
+
+    def sample(hop: Hop, seconds: float) -> float | None:
+        if hop.port is None:
+            return None
+        before = hop.seconds()
+        count, _ = _wrk(hop.port, seconds, *fields)
+        return (hop.seconds() - before) / count * 1e6
+
+    return sample
+
+
+def both_hops(hop: Hop, seconds: float) -> float | None:
+    """Processor time of relay and agent for a request by HTTPS, in µs."""
+    if hop.agent is None:
         return None
-    before = hop.seconds()
-    count = _wrk(hop.port, seconds)
-    return (hop.seconds() - before) / count * 1e6
+    before = hop.both_seconds()
+    count, _ = _wrk(hop.https, seconds, scheme="https")
+    return (hop.both_seconds() - before) / count * 1e6
 
 
-def fresh(hop: Hop, seconds: float) -> float:
-    """Processor time of a connection with one request, in µs."""
-    before = hop.seconds()
-    count = _wrk(hop.http, seconds, "Connection: close")
-    return (hop.seconds() - before) / count * 1e6
+def rate(hop: Hop, seconds: float) -> float | None:
+    """Requests a second by HTTPS, over both hops."""
+    return _wrk(hop.https, seconds, scheme="https")[1] if hop.agent is not None else None
+
+
+def _visit(address: Address, name: str, context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession:
+    """One connection in TLS with one request; returns its session."""
+    with (
+        socket.create_connection(address, timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname=name, session=session) as tls,
+    ):
+        tls.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while chunk := tls.recv(65536):
+            answer += chunk
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise BenchError(f"unexpected answer: {answer[:80]!r}")
+        if session is not None and not tls.session_reused:
+            raise BenchError("the session was not resumed")
+        assert tls.session is not None
+        return tls.session
+
+
+def _handshakes(hop: Hop, address: Address, name: str, *, again: bool = False) -> float:
+    """Processor time of a connection in TLS with one request, in µs; `again`: its session is resumed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    session = _visit(address, name, context, None) if again else None
+    with ThreadPoolExecutor(TOGETHER) as threads:
+        before = hop.seconds()
+        for _ in threads.map(lambda _: _visit(address, name, context, session), range(HANDSHAKES)):
+            pass
+        return (hop.seconds() - before) / HANDSHAKES * 1e6
 
 
 def handshake(hop: Hop, _seconds: float) -> float:
-    """Processor time of a connection in TLS with one request, in µs. No session is resumed."""
+    """A full handshake."""
+    return _handshakes(hop, hop.https, HOST)
+
+
+def resumed(hop: Hop, _seconds: float) -> float:
+    """A session is resumed."""
+    return _handshakes(hop, hop.https, HOST, again=True)
+
+
+def passed(hop: Hop, _seconds: float) -> float | None:
+    """TLS that ends at the hidden server, found by its name."""
+    return _handshakes(hop, hop.https, PASSED) if hop.passes else None
+
+
+def passed_by_port(hop: Hop, _seconds: float) -> float | None:
+    """The same through a port."""
+    return _handshakes(hop, hop.tls_port, PASSED) if hop.tls_port is not None else None
+
+
+def _download_tls(hop: Hop, address: Address) -> float:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    before = hop.seconds()
-    for _ in range(HANDSHAKES):
-        with (
-            socket.create_connection(hop.https, timeout=10) as plain,
-            context.wrap_socket(plain, server_hostname=HOST) as tls,
-        ):
-            tls.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
-            answer = b""
-            while chunk := tls.recv(65536):
-                answer += chunk
-            if not answer.startswith(b"HTTP/1.1 200"):
-                raise BenchError(f"unexpected answer: {answer[:80]!r}")
-    return (hop.seconds() - before) / HANDSHAKES * 1e6
+    with (
+        socket.create_connection(address, timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname=PASSED) as client,
+    ):
+        before = hop.seconds()
+        client.sendall(f"GET /large HTTP/1.1\r\nHost: {PASSED}\r\nConnection: close\r\n\r\n".encode())
+        size, buffer = 0, bytearray(1 << 20)
+        while count := client.recv_into(buffer):
+            size += count
+    return (hop.seconds() - before) / size * 1e12
+
+
+def passed_bulk(hop: Hop, _seconds: float) -> float | None:
+    """Processor time of a download in TLS that ends at the hidden server, in ms for each GB."""
+    return _download_tls(hop, hop.https) if hop.passes else None
+
+
+def passed_bulk_by_port(hop: Hop, _seconds: float) -> float | None:
+    """The same through a port."""
+    return _download_tls(hop, hop.tls_port) if hop.tls_port is not None else None
 
 
 def _download(hop: Hop, address: Address | None) -> float | None:
@@ -320,30 +246,41 @@ def idle(hop: Hop, _seconds: float) -> float:
             visitor.close()
 
 
+CLOSE = "Connection: close"
 ROWS = (
-    Measurement("small", f"small request, {CONNECTIONS} connections", "µs", small),
-    Measurement("port", "  the same by a port", "µs", small_by_port),
-    Measurement("fresh", "new connection with one request", "µs", fresh),
+    Measurement("small", f"small request, {CONNECTIONS} connections", "µs", requests()),
+    Measurement("port", "  the same by a port", "µs", requests_by_port()),
+    Measurement("fresh", "new connection with one request", "µs", requests(CLOSE)),
+    Measurement("fresh-port", "  the same by a port", "µs", requests_by_port(CLOSE)),
+    Measurement("https", f"small request in TLS, {CONNECTIONS} connections", "µs", requests(scheme="https")),
+    Measurement("both", "  with the agent", "µs", both_hops),
+    Measurement("rate", "  requests a second", "", rate),
     Measurement("tls", "new connection in TLS with one request", "µs", handshake),
+    Measurement("again", "  its session is resumed", "µs", resumed),
+    Measurement("pass", "new connection, TLS at the server", "µs", passed),
+    Measurement("pass-port", "  the same by a port", "µs", passed_by_port),
     Measurement("bulk", "download", "ms/GB", bulk),
     Measurement("bulk-port", "  the same by a port", "ms/GB", bulk_by_port),
+    Measurement("pass-bulk", "download, TLS at the server", "ms/GB", passed_bulk),
+    Measurement("pass-bulk-port", "  the same by a port", "ms/GB", passed_bulk_by_port),
     Measurement("idle", "idle connection (RSS)", "KiB", idle),
 )
 
 
 @contextmanager
-def origin() -> Iterator[Address]:
-    """Run nginx with a small and a large file."""
+def origin() -> Iterator[Origin]:
+    """Run nginx with a small and a large file, with and without TLS."""
     with Crew() as crew:
         (crew.folder / "pages").mkdir()
         crew.file("pages/index.html", servers.PAGE)
         with (crew.folder / "pages/large").open("wb") as file:
             file.truncate(BULK)
-        port = free_port()
+        port, tls = free_port(), free_port()
         text = servers.nginx_basics(crew.folder, descriptor_limit())
-        text += servers.HTTP.format(folder=crew.folder, host=LOOPBACK, port=port)
+        text += servers.HTTP.format(folder=crew.folder, host=LOOPBACK, port=port).rstrip().removesuffix("}")
+        text += TLS_SERVER.format(folder=crew.folder, host=LOOPBACK, port=tls, **certificate(crew, PASSED))
         child = crew.start("nginx (http)", servers.nginx_command(crew.file("nginx.conf", text)))
-        yield child.listening(port)
+        yield Origin(child.listening(port), (LOOPBACK, tls))
 
 
 def measure(columns: Sequence[str], rows: Sequence[Measurement], seconds: float, rounds: int) -> None:
@@ -364,7 +301,7 @@ def measure(columns: Sequence[str], rows: Sequence[Measurement], seconds: float,
                         row.sample(hop, 1)  # warm up
                     try:
                         value = row.sample(hop, seconds)
-                    except (BenchError, OSError) as error:
+                    except (BenchError, OSError, subprocess.SubprocessError) as error:
                         print(f"{name}, {row.name}: {error}", file=sys.stderr)
                         continue
                     if value is not None:
@@ -372,7 +309,7 @@ def measure(columns: Sequence[str], rows: Sequence[Measurement], seconds: float,
     print(" | ".join(["processor time", *columns]))
     for row in rows:
         cells = [_cell(samples.get((row.name, name))) for name in columns]
-        print(" | ".join([f"{row.title}, {row.unit}", *cells]))
+        print(" | ".join([f"{row.title}, {row.unit}" if row.unit else row.title, *cells]))
     print("load average", *os.getloadavg())
 
 
@@ -396,6 +333,7 @@ def main() -> None:
     columns = [name for name in columns if not only & set(COLUMNS) or name in only]
     rows = [row for row in ROWS if not only - set(COLUMNS) or row.name in only]
     own_network()
+    own_hosts(f"{LOOPBACK} {HOST} localhost\n")
     with orphans_ended():
         measure(columns, rows, arguments.seconds, arguments.rounds)
 

@@ -72,6 +72,9 @@ port = 0
 ports = "0"
 [webmux]
 port = 0
+[egtp]
+enabled = true
+port = 0
 [daemon]
 state = "state"
 """
@@ -257,9 +260,11 @@ TOPOLOGIES = (
     Topology("tunneld-tls", "tunneld tcp+TLS", (), ours("tcp", tls=True)),
     Topology("webmux", "tunneld webmux", (), ours("webmux")),
     Topology("webmuxs", "tunneld webmux+TLS", (), ours("webmux", tls=True)),
+    Topology("egtp", "tunneld egtp", (), ours("egtp")),
     Topology("tunneld-compiled", "compiled tcp", (COMPILED,), ours("tcp", python=COMPILED)),
     Topology("webmux-compiled", "compiled webmux", (COMPILED,), ours("webmux", python=COMPILED)),
     Topology("webmuxs-compiled", "compiled webmux+TLS", (COMPILED,), ours("webmux", tls=True, python=COMPILED)),
+    Topology("egtp-compiled", "compiled egtp", (COMPILED,), ours("egtp", python=COMPILED)),
     Topology("private", "private tunnel", (), ours_private(), idle=False),
     Topology("private-compiled", "compiled private", (COMPILED,), ours_private(python=COMPILED), idle=False),
     Topology("ssh-jump", "ssh -J", ("ssh", "sshd", "ssh-keygen"), ssh_jump, idle=False),

@@ -38,25 +38,38 @@ class Terminal(Memory):
     is_terminal = True
 
 
+def noon() -> str:
+    return "12:00:00"
+
+
 def test_standard_output_has_only_the_address() -> None:
     out, err = Memory(), Memory()
-    lines = LineReporter(out, err, "http")
+    lines = LineReporter(out, err, "http", clock=noon)
     lines.report("opened", **OPENED)
     lines.report("visitor", visitor="203.0.113.5:4242")
     lines.report("left", visitor="203.0.113.5:4242", up=1, down=2, reason="finished")
     lines.report("failed", **FAILED, repeated=0)
     lines.report("failed", **FAILED, repeated=12)
     lines.report("reconnecting", reason="control connection to relay lost", delay=2.0)
-    lines.report("closed", reason="told to stop", served=1, failed=13, up=1, down=2)
+    lines.report("closed", reason="told to stop", served=1, failed=13, up=1, down=2048)
     assert out.text == "http://192.0.2.1:20000/\n"
     assert err.text.splitlines() == [
         "visitor 203.0.113.5:4242",
         "left 203.0.113.5:4242 up=1 down=2: finished",
-        "visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused",
-        "visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused (and 12 more)",
-        "reconnecting in 2 s: control connection to relay lost",
-        "closed: told to stop, served=1 failed=13 up=1 down=2",
+        "12:00:00 visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused",
+        "12:00:00 visitor 203.0.113.5:4242: could not connect to 127.0.0.1:8000: connection refused (and 12 more)",
+        "12:00:00 reconnecting in 2 s: control connection to relay lost",
+        "closed: told to stop; 1 visitor served, 13 failed, 1 B up, 2.0 KiB down",
     ]
+
+
+def test_failures_have_no_time_of_their_own_in_the_journal() -> None:
+    err = Memory()
+    LineReporter(Memory(), err, "tcp", clock=str).report("unhealthy", reason="no answer in 5 s")
+    LineReporter(Memory(), err, "tcp").report("unhealthy", reason="no answer in 5 s")
+    journal, other = err.text.splitlines()
+    assert journal == "the local server is unhealthy: no answer in 5 s"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d " + journal, other)
 
 
 def test_json_lines_parse_and_carry_the_time() -> None:
@@ -78,7 +91,7 @@ def test_quiet_prints_errors_but_not_the_end() -> None:
 
 def test_with_several_exposures_every_line_begins_with_a_name() -> None:
     out, err = Memory(), Memory()
-    lines = LineReporter(out, err, "http", "blog")
+    lines = LineReporter(out, err, "http", "blog", clock=noon)
     lines.report("opened", **OPENED)
     lines.report("unhealthy", reason="no answer in 5 s")
     lines.report("ended", reason="the relay refused the credential 'bob'")
@@ -87,8 +100,8 @@ def test_with_several_exposures_every_line_begins_with_a_name() -> None:
     assert address == "blog\thttp://192.0.2.1:20000/"
     assert json.loads(healthy)["exposure"] == "blog"
     assert err.text.splitlines() == [
-        "blog: the local server is unhealthy: no answer in 5 s",
-        "blog: failed permanently: the relay refused the credential 'bob'",
+        "12:00:00 blog: the local server is unhealthy: no answer in 5 s",
+        "12:00:00 blog: failed permanently: the relay refused the credential 'bob'",
     ]
 
 
@@ -102,7 +115,7 @@ async def test_status_lines_are_sorted_by_name() -> None:
         board.add(name, Stats)
     with trio.move_on_after(0.01):
         await board.run()
-    assert [line.partition(":")[0] for line in err.text.splitlines()[:3]] == ["blog", "shell", "web"]
+    assert err.text.split("\r")[0].splitlines() == ["blog    connecting", "shell   connecting", "web     connecting"]
 
 
 async def test_the_address_is_printed_above_the_status_line_if_both_go_to_one_terminal() -> None:
@@ -113,6 +126,18 @@ async def test_the_address_is_printed_above_the_status_line_if_both_go_to_one_te
         await board.run()
     live.report("opened", **OPENED)
     assert (out.text, screen(err.text)) == ("", ["http://192.0.2.1:20000/", ""])
+
+
+def test_addresses_on_a_terminal_are_aligned() -> None:
+    out, err = Terminal(), Terminal()
+    board = Board(err)
+    live = [LiveReporter(out, board, "http", name) for name in ("blog", "a-longer-name")]
+    for one in live:
+        one.report("opened", **OPENED)
+    assert err.text.splitlines() == [
+        "blog            http://192.0.2.1:20000/",
+        "a-longer-name   http://192.0.2.1:20000/",
+    ]
 
 
 async def test_the_status_line_is_redrawn_in_place_and_only_when_it_changed(autojump_clock: trio.abc.Clock) -> None:
@@ -126,8 +151,8 @@ async def test_the_status_line_is_redrawn_in_place_and_only_when_it_changed(auto
         figures = Stats(now=1, served=1, parked=8)
         await trio.sleep(3)
         nursery.cancel_scope.cancel()
-    assert err.text.count("0 visitors now, 0 served") == 1
-    assert err.text.count("1 visitor now, 1 served") == 1
+    assert err.text.count("0 visitors now   0 served") == 1
+    assert err.text.count("1 visitor now   1 served") == 1
     assert err.text.startswith("connected since ")
     assert err.text.endswith("\r\x1b[K")
 
@@ -135,7 +160,7 @@ async def test_the_status_line_is_redrawn_in_place_and_only_when_it_changed(auto
 async def test_two_exposures_have_a_line_each_and_notices_stay_above_them(autojump_clock: trio.abc.Clock) -> None:
     err = Memory()
     board = Board(err)
-    tellers = [LiveReporter(Memory(), board, "tcp", name) for name in ("blog", "shell")]
+    tellers = [LiveReporter(Memory(), board, "tcp", name, clock=str) for name in ("blog", "shell")]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(board.run)
         await trio.sleep(1)
@@ -146,7 +171,7 @@ async def test_two_exposures_have_a_line_each_and_notices_stay_above_them(autoju
         assert screen(err.text) == [
             "blog: reconnecting in 4 s: lost",
             "shell: failed permanently: refused",
-            "blog: reconnecting in 2 s: lost",
+            "blog   reconnecting in 2 s: lost",
         ]
         nursery.cancel_scope.cancel()
     assert screen(err.text)[2:] == [""]
@@ -163,11 +188,11 @@ async def test_a_replaced_exposure_keeps_its_line_until_its_last_visitor_has_lef
         former.report("draining", id="t1", visitors=1, delay=30.0)
         successor = LiveReporter(Memory(), board, "tcp", "blog")
         await trio.sleep(1.2)
-        assert [line[:13] for line in screen(err.text)[1:]] == ["blog: stoppin", "blog: connect"]
+        assert [line[:14] for line in screen(err.text)[1:]] == ["blog   stoppin", "blog   connect"]
         former.report("closed", id="t1", reason="wanted in another way", served=1, failed=0, up=0, down=0)
         successor.report("reconnecting", reason="lost", delay=4.0)
         await trio.sleep(1.2)
-        assert list(filter(None, screen(err.text)))[3:] == ["blog: reconnecting in 3 s: lost"]
+        assert list(filter(None, screen(err.text)))[3:] == ["blog   reconnecting in 3 s: lost"]
         nursery.cancel_scope.cancel()
 
 
@@ -180,24 +205,37 @@ async def test_without_exposures_nothing_is_drawn(autojump_clock: trio.abc.Clock
 
 async def test_a_status_line_describes_the_state_of_its_exposure(autojump_clock: trio.abc.Clock) -> None:
     row, now = Row("", Stats), trio.current_time()
-    assert row.line(now) == "connecting"
+    assert row.cells(now) == ([], "connecting")
     row.update("opened", OPENED)
-    assert re.match(r"connected since \d\d:\d\d   0 visitors now", row.line(now))
+    (state, *counts), text = row.cells(now)
+    assert re.fullmatch(r"connected since \d\d:\d\d", state)
+    assert (counts[0], text) == ("0 visitors now", "")
     row.update("unhealthy", {"reason": "no answer in 5 s"})
-    assert "   unhealthy: no answer in 5 s   0 visitors now" in row.line(now)
+    assert row.cells(now)[0][0] == f"{state}, unhealthy"
     row.update("healthy", {})
     row.update("reconnecting", {"reason": "lost", "delay": 3.7})
-    assert row.line(now) == "reconnecting in 4 s: lost"
-    assert row.line(now + 4) == "reconnecting now: lost"
+    assert row.cells(now) == ([], "reconnecting in 4 s: lost")
+    assert row.cells(now + 4) == ([], "reconnecting now: lost")
     row.update("resumed", OPENED)
-    assert row.line(now).startswith("connected since ")
+    assert row.cells(now)[0][0].startswith("connected since ")
+
+
+def test_status_lines_are_a_table_and_what_does_not_fit_is_left_out_whole() -> None:
+    rows = [(["blog", "connected", "3 visitors now"], ""), (["f", "stopping", "40 visitors now"], "")]
+    assert fitting(rows, (80, 25)) == ["blog   connected   3 visitors now", "f      stopping    40 visitors now"]
+    assert fitting(rows, (34, 25)) == ["blog   connected", "f      stopping"]
+    assert fitting([*rows, (["x"], "reconnecting in 4 s: lost")], (20, 25))[2] == "x      reconnectin…"
 
 
 def test_status_lines_never_wrap_and_never_scroll() -> None:
-    assert fitting(["abcdef", "b", "c"], (4, 25)) == ["abc", "b", "c"]
-    assert fitting(list("abcd"), (80, 5)) == list("abcd")
-    assert fitting(list("abcde"), (80, 5)) == ["a", "b", "c", "and 2 more"]
-    assert fitting(list("ab"), (80, 1)) == ["and 2 more"]
+    def plain(*texts: str) -> list[tuple[list[str], str]]:
+        return [([], text) for text in texts]
+
+    assert fitting(plain("abcdef", "b", "c"), (4, 25)) == ["ab…", "b", "c"]
+    assert fitting(plain(*"abcd"), (80, 5)) == list("abcd")
+    assert fitting(plain(*"abcde"), (80, 5)) == ["a", "b", "c", "and 2 more"]
+    assert fitting(plain(*"ab"), (80, 1)) == ["and 2 more"]
+    assert fitting([], (80, 25)) == []
 
 
 def screen(text: str) -> list[str]:
@@ -219,9 +257,13 @@ def screen(text: str) -> list[str]:
 
 def test_the_traffic() -> None:
     before, now = Stats(up=0, down=0), Stats(3, 40, 1, 8, up=2048, down=20 << 20)
-    assert traffic(now, before, 0.5) == (
-        "3 visitors now, 40 served, 1 failed   up 2.0 KiB (4.0 KiB/s)   down 20 MiB (40 MiB/s)   8 connections ready"
-    )
+    assert traffic(now, before, 0.5) == [
+        "3 visitors now",
+        "40 served, 1 failed",
+        "up 2.0 KiB (4.0 KiB/s)",
+        "down 20 MiB (40 MiB/s)",
+        "8 connections ready",
+    ]
 
 
 def test_an_ipv6_address_keeps_its_brackets() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.cli.common import printable
-from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, table
+from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, short_columns, table
 from tunneld.cli.verbs import event_line, split_words
 from tunneld.errors import UsageError
 
@@ -50,6 +50,23 @@ def test_fields_are_raw_tab_separated_and_without_headings() -> None:
 def test_json_has_numbers_and_booleans() -> None:
     (line,) = table([{"id": "t1", "name": "007", "persist": "yes", "up": "5"}], TUNNELS, Form.JSON).splitlines()
     assert json.loads(line) == {"id": "t1", "name": "007", "persist": True, "up": 5}
+
+
+def test_the_short_table_fits_a_terminal_and_has_no_keys() -> None:
+    blog = {
+        "id": "t1", "name": "blog", "client": "https://blog.t.example.org/", "owner": "home@192.0.2.1:4",
+        "phase": "ready",
+        "server": "webmuxs://t.example.org:7012/secret", "visitors": "2", "waiting": "0", "refused": "0",
+        "up": "1234567", "down": "12345678", "age": "11111",
+    }  # fmt: skip
+    shown = table([blog, blog], short_columns([blog, blog]), Form.PEOPLE)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "secret" not in shown
+    assert "OWNER" not in shown
+    work = {**blog, "owner": "work@192.0.2.1:5", "refused": "3"}
+    heading = table([blog, work], short_columns([blog, work]), Form.PEOPLE).splitlines()[0]
+    assert {"OWNER", "REFUSED"} <= set(heading.split())
+    assert "WAITING" not in heading
 
 
 @given(st.dictionaries(st.sampled_from([column.key for column in TUNNELS]), st.text()), st.sampled_from(Form))

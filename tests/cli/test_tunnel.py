@@ -18,7 +18,10 @@ import trio
 import tunneld
 from tests.agent.support import PATIENCE, RelayHere, echo, local_server, relay_here, unused_port
 from tests.agent.test_expose import ask
+from tests.support.system import find_program
+from tunneld.cli.common import SHELLS
 from tunneld.cli.tunnel import main, parser
+from tunneld.errors import EndedError
 from tunneld.net.endpoint import Endpoint
 
 ROOT = Path(tunneld.__file__).parents[1]
@@ -127,10 +130,31 @@ async def test_events_are_lines_on_standard_error() -> None:
             with socket.create_connection((uri.host, uri.port)) as visitor:  # blocking: it may be reset at once
                 me = f"127.0.0.1:{visitor.getsockname()[1]}"
             errors = Reader(process.stderr)
-            assert (await errors.line()).startswith(f"nothing listens on 127.0.0.1:{port}")
+            assert f" nothing listens on 127.0.0.1:{port}" in await errors.line()
             assert await errors.line() == f"visitor {me}"
             refused = f"could not connect to 127.0.0.1:{port}: connection refused"
-            assert await errors.line() == f"visitor {me}: {refused}"
+            assert (await errors.line()).endswith(f" visitor {me}: {refused}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"), [([], "closed: {}; 0 visitors served, 0 B up, 0 B down"), (["--quiet"], "tunnel: {}")]
+)
+async def test_there_is_one_closing_message(flag: list[str], line: str) -> None:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(trio.fail_after(PATIENCE))
+        relay = await stack.enter_async_context(relay_here())
+        target = await stack.enter_async_context(local_server(echo))
+        process = await stack.enter_async_context(running(relay, "expose", str(target), *flag))
+        await Reader(process.stdout).line()
+        tunnel_id = relay.tunnel.id
+        await relay.service.close(tunnel_id)
+        errors = Reader(process.stderr)
+        while (said := await errors.line())[0].isdigit():  # about lost connections, with the time
+            pass
+        assert said == line.format(f"tunnel {tunnel_id} was closed by request")
+        assert await process.wait() == EndedError.exit_status
+        assert process.stderr is not None
+        assert await process.stderr.receive_some() == b""
 
 
 async def test_json_lines_parse() -> None:
@@ -229,7 +253,7 @@ async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         (["open", "a", "b"], 64, "more than one backend given"),
         (["expose", "nowhere"], 64, "invalid local server 'nowhere': expected PORT, HOST:PORT or unix:PATH"),
         (["expose", "http://localhost:80"], 64, "invalid local server 'http://localhost:80'"),
-        (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot"),
+        (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot 1; did you mean --port?\n"),
         (["list", "--relay", "https://relay.example.org"], 64, "invalid relay address 'https://relay.example.org'"),
         (["expose", "80", "--pool", "9", "--max-pool", "8"], 64, "--pool 9 is more than --max-pool 8"),
         (["expose", "80", "--port", "x"], 64, "not a port between 1 and 65535"),
@@ -239,6 +263,7 @@ async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         (["list", "--relay", "tcp://127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["list", "--relay", "no.such.host.invalid:7010"], 69, "no.such.host.invalid"),
         (["nonsense"], 64, "invalid choice"),
+        (["exposse", "80"], 64, "; did you mean expose?\n"),
         ([], 64, "required"),
     ],
 )
@@ -250,12 +275,38 @@ async def test_a_user_error_gives_a_message_and_an_exit_status(arguments: list[s
     assert says in done.stderr.decode()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--print-completion", shell])
     assert ended.value.code == 0
     assert "expose" in capsys.readouterr().out
+
+
+COMPLETE = {
+    "bash": ". ./script; COMP_WORDS=(tunnel show ''); COMP_CWORD=2; _shtab_tunnel; printf '%s\\n' \"${COMPREPLY[@]}\"",
+    "fish": "source ./script; complete -C 'tunnel show '",
+}
+"""Programs of shells that print the completions of the argument of `tunnel show`."""
+
+
+@pytest.mark.parametrize("shell", COMPLETE)
+def test_a_shell_completes_tunnels_and_executes_nothing_of_them(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    fake = tmp_path / "tunnel"
+    fake.write_text("#!/bin/sh\nprintf 't1\\tblog\\twebmux\\nt2\\t$(touch${IFS}evil)\\twebmux\\n'\n")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    command = [find_program(shell), "-c", COMPLETE[shell]]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert {"t1", "blog", "t2"} <= {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert not (tmp_path / "evil").exists()
 
 
 def test_the_environment_gives_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

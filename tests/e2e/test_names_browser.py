@@ -5,18 +5,24 @@ two pages of one browser ──► names.https ──► two agents ──► tw
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
+from tests.cli.test_init import Captured, made, on_any_port, relay_of
 from tests.e2e.test_web import application
 from tests.support.authority import running_authority
 from tests.support.browser import Browser, Page, browser
 from tests.support.named import DOMAIN, Named
 from tests.support.page import PICTURES
-from tests.support.programs import daemon
+from tests.support.peers import PATIENCE
+from tests.support.programs import daemon, free_port, listening, program, tunnel_command
 
 Find = Callable[[str], str]
 LABELS = ("one", "two")
@@ -26,6 +32,7 @@ CONFIG = """
 domain = "{domain}"
 http = "127.0.0.1:{http}"
 https = "127.0.0.1:{https}"
+http2 = {http2}
 [acme]
 enabled = true
 agree = true
@@ -61,13 +68,13 @@ new Promise((kept, broken) => {
 
 
 @asynccontextmanager
-async def two_names(folder: Path, find: Find) -> AsyncIterator[tuple[Browser, int]]:
+async def two_names(folder: Path, find: Find, http2: str) -> AsyncIterator[tuple[Browser, int]]:
     """A relay whose two names have certificates, and a browser; yields it and the HTTPS port."""
     find("chromium")  # before the others start
     with running_authority(folder / "pebble") as authority:
         roots = folder / "roots.pem"
         authority.write_roots(roots)
-        facts = {"directory": authority.directory, "ca_file": authority.ca_file, "domain": DOMAIN}
+        facts = {"directory": authority.directory, "ca_file": authority.ca_file, "domain": DOMAIN, "http2": http2}
         words = CONFIG.format(http=authority.http_port, https=authority.tls_port, **facts)
         async with (
             application(LABELS[0]) as one,
@@ -85,17 +92,18 @@ def url(label: str, port: int) -> str:
     return f"https://{label}.{DOMAIN}:{port}/"
 
 
-async def test_two_names_in_one_browser(tmp_path: Path, program_path: Find) -> None:
-    async with two_names(tmp_path, program_path) as (running, port):
+@pytest.mark.parametrize(("http2", "protocol"), [("false", "http/1.1"), ("true", "h2")])
+async def test_two_names_in_one_browser(tmp_path: Path, program_path: Find, http2: str, protocol: str) -> None:
+    async with two_names(tmp_path, program_path, http2) as (running, port):
         pages = {label: await running.open_page() for label in LABELS}
         async with trio.open_nursery() as nursery:
             for label, page in pages.items():
-                nursery.start_soon(use, page, label, port)
+                nursery.start_soon(use, page, label, port, protocol)
         for label, page in pages.items():
             (tmp_path / f"{label}.png").write_bytes(await page.screenshot())
 
 
-async def use(page: Page, label: str, port: int) -> None:
+async def use(page: Page, label: str, port: int, protocol: str) -> None:
     """Do all that a page does."""
     await page.visit(url(label, port))
     shown = "[...document.images].filter(image => image.complete && image.naturalWidth).length"
@@ -108,8 +116,54 @@ async def use(page: Page, label: str, port: int) -> None:
     secure = [response for response in responses if response["url"].startswith("https:")]
     assert len(secure) > REQUESTS + PICTURES
     for response in secure:
-        assert (response["securityState"], response["protocol"]) == ("secure", "http/1.1"), response
+        assert (response["securityState"], response["protocol"]) == ("secure", protocol), response
         assert response["securityDetails"]["sanList"] == [f"{label}.{DOMAIN}"]
         assert "Pebble" in response["securityDetails"]["issuer"]
     assert len({response["connectionId"] for response in secure}) <= 8
     assert sum(response["connectionReused"] for response in secure) > REQUESTS
+
+
+async def test_the_first_example_of_the_readme(tmp_path: Path, program_path: Find, capsys: Captured) -> None:
+    """`tunneld init --domain` and the command that it prints are enough, but for the ports and the authority."""
+    program_path("chromium")
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "index.html").write_text("<title>home</title><h1>hello from home</h1>")
+    with running_authority(tmp_path / "pebble") as authority:
+        authority.write_roots(tmp_path / "roots.pem")
+        line = made(tmp_path, capsys, "--domain", DOMAIN, "--agree")
+        on_any_port(tmp_path / "tunnel.toml")
+        text = (tmp_path / "tunnel.toml").read_text()
+        for was, now in (
+            ('":80"', f'"127.0.0.1:{authority.http_port}"'),
+            ('":443"', f'"127.0.0.1:{authority.tls_port}"'),
+            ("\n[acme]", f'\n[acme]\ndirectory = "{authority.directory}"\nca_file = "{authority.ca_file}"'),
+        ):
+            assert was in text
+            text = text.replace(was, now)
+        (tmp_path / "tunnel.toml").write_text(text)
+        port = await free_port()
+        server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "-d", str(tmp_path / "www"), str(port)]
+        async with (
+            listening(server, port),
+            relay_of(tmp_path / "tunnel.toml") as relay,
+            browser(tmp_path, program_path, f"*.{DOMAIN}", tmp_path / "roots.pem") as running,
+        ):
+            where = [
+                "--relay",
+                f"tls://127.0.0.1:{relay.control_port}",
+                "--credential",
+                line.credential,
+                "--pin",
+                line.pin,
+            ]
+            command = tunnel_command("expose", str(port), "--host", line.host, *where)
+            environment = os.environ | {"TUNNEL_SECRET": line.secret}
+            async with program(command, stdout=subprocess.PIPE, env=environment) as agent:
+                assert agent.stdout is not None
+                with trio.fail_after(PATIENCE):
+                    address = (await agent.stdout.receive_some()).decode().strip()
+                assert address == url("blog", authority.tls_port)
+                await relay.wait_logged("certificate stored")
+                page = await running.open_page()
+                await page.visit(address)
+                assert await page.ask("document.title + location") == f"home{address}"

@@ -111,6 +111,31 @@ async def test_a_client_that_prefers_http_2_gets_http_1(tmp_path: Path, program_
         await visitor.aclose()
 
 
+async def test_curl_speaks_http_2_where_that_is_on(tmp_path: Path, program_path: Find) -> None:
+    contents, pki = assets(tmp_path), Pki.issue(tmp_path / "pki", HOST, f"web.{DOMAIN}")
+    files = f'[[certificate]]\ncertificate = "{pki.folder}/relay.pem"\nkey = "{pki.folder}/relay.key"\n'
+    (tmp_path / "upload").write_bytes(content := b"".join(contents) * 4)
+    async with (
+        nginx(tmp_path, program_path) as static,
+        application() as web,
+        named(tmp_path, {}, words=f'https = "127.0.0.1:0"\nhttp2 = true\n{files}') as site,
+        site.expose("blog", static),
+        site.expose("web", web),
+    ):
+        https = Endpoint.parse((await site.relay.wait_logged("names-https listens"))["uri"]).port
+        names = [word for name in (HOST, f"web.{DOMAIN}") for word in ("--resolve", f"{name}:{https}:127.0.0.1")]
+        speak = ["--http2", "--cacert", f"{pki.folder}/ca.pem", *names]
+        written = ["-o", f"{tmp_path}/got#1", "-w", "%{http_version}\n"]
+        parallel = ["--parallel", "--parallel-max", str(ASSETS), *written]
+        address = f"https://{HOST}:{https}/asset[0-{ASSETS - 1}]"
+        assert (await run(curl(program_path, *speak, *parallel, address))).split() == ["2"] * ASSETS
+        assert gathered(tmp_path) == contents
+        upload = ["--upload-file", f"{tmp_path}/upload", f"https://web.{DOMAIN}:{https}/sha256"]
+        digest = hashlib.sha256(content).hexdigest()
+        for words in ([], ["-H", "Transfer-Encoding: chunked"]):  # of known length, and not
+            assert await run(curl(program_path, *speak, *words, *upload)) == digest
+
+
 @pytest.mark.parametrize("mebibytes", [50, pytest.param(1024, marks=pytest.mark.big)])
 @pytest.mark.parametrize("words", [["--expect100-timeout", "30"], ["-H", "Transfer-Encoding: chunked"]])
 async def test_an_upload_arrives_unchanged(

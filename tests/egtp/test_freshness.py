@@ -62,6 +62,8 @@ def test_what_is_remembered_is_limited() -> None:
     for number in range(1, MAX_SEEN):
         ask(guard, number, sent(1))
     assert not ask(guard, MAX_SEEN + 1, sent(1))
+    guard.note_sent(NODE, sent(99))
+    assert ask(guard, MAX_SEEN + 1, sent(2))
     guard.note_sent(OTHER, sent(1))
     guard.note_sent(NODE, sent(100))
     guard.note_sent(b"C" * 20, sent(1))

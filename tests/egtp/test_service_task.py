@@ -12,12 +12,13 @@ import trio.testing
 from tests.egtp.test_service_connection import NONCES, RELAY, Relay
 from tests.engine.bench import stream, tcp_pair
 from tests.wire.egtp.mesgen.keys import A, B, counted
+from tunneld.egtp.passing import PassingLimits
 from tunneld.egtp.service_connection import ENOUGH_UNSENT
 from tunneld.egtp.service_task import serve_node
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.ids import id_of
-from tunneld.wire.egtp.mesgen import ClassicKey, MesgenSessions, OpenedEnvelope
+from tunneld.wire.egtp.mesgen import ClassicKey, ClassicPublicKey, MesgenSessions, OpenedEnvelope
 from tunneld.wire.egtp.messages import MojoRequest, MojoResponse, parse_message, response_to
 from tunneld.wire.egtp.packing import deflate, inflate
 from tunneld.wire.egtp.relaying import (
@@ -36,16 +37,16 @@ KEEPALIVE = 10
 class RemoteNode:
     """A classic node at the other end of a TCP connection."""
 
-    def __init__(self, far: trio.SocketStream, key: ClassicKey) -> None:
+    def __init__(self, far: trio.SocketStream, key: ClassicKey, relay: ClassicPublicKey = RELAY.public) -> None:
         self.far = far
         self.key = key
         self.sessions = MesgenSessions(key, counted())
-        self.sessions.store_key(RELAY.public)
+        self.relay = self.sessions.store_key(relay)
         self.frames = FrameReader()
         self.last: bytes | None = None
 
     async def send(self, message: MojoRequest | MojoResponse) -> None:
-        await self.far.send_all(pack_frame(self.sessions.seal(RELAY.node_id, deflate(message.encode()))))
+        await self.far.send_all(pack_frame(self.sessions.seal(self.relay, deflate(message.encode()))))
 
     async def receive(self) -> MojoRequest | MojoResponse:
         while (frame := self.frames.next_message()) is None:
@@ -59,7 +60,7 @@ class RemoteNode:
         return parse_message(encoded)
 
     async def ask(self, kind: bytes, body: PassAlong | MailQuery) -> MojoRequest | MojoResponse:
-        await self.send(MojoRequest(kind, RELAY.node_id, NONCES(20), body.encode(), self.last))
+        await self.send(MojoRequest(kind, self.relay, NONCES(20), body.encode(), self.last))
         return await self.receive()
 
 
@@ -148,6 +149,18 @@ async def test_a_node_that_does_not_read_is_not_read(connect: Connect) -> None:
     counts = [len(parse_mail(response.body).messages) for response in [await b.receive() for _ in range(100)]]
     assert counts == [1] * 5 + [0] * 95
     assert ended == []
+
+
+async def test_a_node_that_reads_slowly_gets_all_messages(connect: Connect) -> None:
+    relay = Relay(clock=trio.current_time)
+    relay.limits = PassingLimits(fast_bytes=2**23)
+    (a, _), (b, _) = connect(relay, A), connect(relay, B, SO_RCVBUF=65536, SO_SNDBUF=65536)
+    for _ in range(2):
+        await b.ask(ARE_THERE_MESSAGES, MailQuery())
+    await a.ask(ARE_THERE_MESSAGES, MailQuery(fast_relay=False))
+    for number in range(4):
+        await a.ask(PASS_THIS_ALONG, PassAlong(B.node_id, NONCES(ENOUGH_UNSENT // 2) + b"%d" % number))
+    assert [type(await b.receive()) for _ in range(4)] == [MojoRequest] * 4
 
 
 def test_the_protocol_errors_of_a_connection_are_the_peers() -> None:

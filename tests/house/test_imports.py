@@ -25,7 +25,7 @@ TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna
 """Trio and what it needs."""
 SERVER = {"acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel"}
 """Packages of which an agent needs nothing."""
-NO_SCHEMA = {"config.places", "config.toml_file", "config.wording", "config"}
+NO_SCHEMA = {"config", "config.places", "config.toml_file", "config.trust", "config.wording"}
 """Modules of the configuration that do without pydantic."""
 UNREACHABLE = "127.0.0.1:1"
 """No relay: the attempt to connect ends the command."""
@@ -79,8 +79,8 @@ def test_a_request_imports_trio_and_the_client() -> None:
     assert "agent.expose" not in ours
 
 
-@pytest.mark.parametrize("arguments", [["expose", "1"], ["expose", "1", "--health", "http", "--quiet"]])
-def test_expose_imports_trio_and_nothing_of_the_relay(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["expose", "1"], ["expose", "1", "--health", "http"], ["visit", "x"]])
+def test_expose_and_visit_import_trio_and_nothing_of_the_relay(arguments: list[str]) -> None:
     ours, packages = imported(*arguments, "--relay", UNREACHABLE)
     assert packages <= TRIO
     assert not {name.split(".")[0] for name in ours} & SERVER

@@ -71,9 +71,12 @@ class Authority:
 
 
 @contextmanager
-def running_authority(folder: Path, *, reject_nonces: int = 0, validity: int = 7776000) -> Iterator[Authority]:
+def running_authority(
+    folder: Path, *, reject_nonces: int = 0, validity: int = 7776000, retry_after: int = 1
+) -> Iterator[Authority]:
     """Run Pebble in `folder`. `reject_nonces` is the percentage of requests that it refuses for the sake of it,
-    `validity` is in seconds. Skips the test where Pebble is not installed.
+    `validity` and `retry_after` are in seconds; with 0, it names no time, which it does as a date half of the time.
+    Skips the test where Pebble is not installed.
     """
     pebble, names = find_program("pebble"), find_program("pebble-challtestsrv")
     folder.mkdir(exist_ok=True)
@@ -86,7 +89,8 @@ def running_authority(folder: Path, *, reject_nonces: int = 0, validity: int = 7
     config = {
         "listenAddress": f"127.0.0.1:{api}", "managementListenAddress": f"127.0.0.1:{management}",
         "certificate": str(folder / "pebble.pem"), "privateKey": str(folder / "pebble.key"),
-        "httpPort": http_port, "tlsPort": tls_port, "keyAlgorithm": "ecdsa", "retryAfter": {"authz": 1, "order": 1},
+        "httpPort": http_port, "tlsPort": tls_port, "keyAlgorithm": "ecdsa",
+        "retryAfter": {"authz": retry_after, "order": retry_after},
         "profiles": {"default": {"description": "for tests", "validityPeriod": validity}},
     }  # fmt: skip
     (folder / "pebble.json").write_text(json.dumps({"pebble": config}))

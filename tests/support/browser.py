@@ -53,7 +53,7 @@ class Page:
 
     async def wait_for(self, method: str) -> None:
         """Wait until there was such an event since the last visit."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(PATIENCE * 3):
             while not self.events[method]:
                 await self._news.wait()
 
@@ -102,7 +102,7 @@ class Browser:
         message = {"id": number, "method": method, "params": arguments} | ({"sessionId": session} if session else {})
         async with self._sending:
             await self._writes.send_all(json.dumps(message).encode() + b"\0")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(PATIENCE * 3):  # a busy machine starts a browser in 10 s
             done = await answers.receive()
         assert "error" not in done, (method, done)
         result: dict[str, Any] = done["result"]

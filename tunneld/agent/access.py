@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -80,18 +80,15 @@ class RelayAccess:
                 with suppress(UsageError):  # for example while the file is being written
                     self.credential = refused[0], self.reread_secret()
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
-        async with connect(
+    def connect(self) -> AbstractAsyncContextManager[Client]:
+        """Open a control connection, for the length of an `async with`. Raises as `tunneld.client.connect`."""
+        return connect(
             self.where,
             tls=self.tls,
             timeout=self.timeout,
             credential=self.credential,
             secret_source=self.secret_source,
-        ) as client:
-            self.shares_port = client.shares_port
-            yield client
+        )
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
         """Connect to the port of a webmux server URI, or to the one that it shares with the control connection; the

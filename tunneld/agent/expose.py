@@ -26,7 +26,7 @@ from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig, local_host
 from tunneld.agent.events import Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
-from tunneld.agent.host_check import report_refused_host
+from tunneld.agent.host_check import report_plain_http, report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
@@ -91,6 +91,8 @@ async def open_exposure(
             nursery.start_soon(exposure.check_host, config.target)
         if (reason := why_nothing_listens(config.target, sockets)) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
+        elif config.scheme == "https" and config.https is None and not config.request.options.get("host"):
+            nursery.start_soon(report_plain_http, LocalServer(config.target), reporter)
         try:
             yield exposure
         finally:

@@ -17,9 +17,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from textwrap import wrap
 
 import trio
 
@@ -124,16 +123,16 @@ once. It takes the kernel milliseconds where a machine has thousands of connecti
 
 
 class ListeningSockets:
-    """The listening TCP sockets of this network namespace, each with its address and port."""
+    """The listening TCP sockets of this network namespace: the port of each, and its address as the kernel has it."""
 
     def __init__(self) -> None:
-        self._table: list[tuple[IpAddress, int]] = []
+        self._table: list[tuple[int, str]] = []
         self._read_at = float("-inf")  # in `trio.current_time`
 
-    def table(self) -> list[tuple[IpAddress, int]]:
+    def table(self) -> list[tuple[int, str]]:
         """The sockets, as of at most `TABLE_AGE` ago. Raises `OSError`, and `ValueError` for an unknown format."""
         if trio.current_time() - self._read_at > TABLE_AGE:
-            self._table = list(_listeners())
+            self._table = _listeners()
             self._read_at = trio.current_time()
         return self._table
 
@@ -150,7 +149,7 @@ def why_nothing_listens(target: Target, sockets: ListeningSockets | None = None)
         return None
     try:
         table = _listeners() if sockets is None else sockets.table()
-        found = [address for address, port in table if port == target.port]
+        found = [_parse_address(address) for port, address in table if port == target.port]
     except (OSError, ValueError):
         return None
     if any(_serves(address, target.host) for address in found):
@@ -163,19 +162,24 @@ def why_nothing_listens(target: Target, sockets: ListeningSockets | None = None)
     )
 
 
-def _listeners() -> Iterator[tuple[IpAddress, int]]:
+def _listeners() -> list[tuple[int, str]]:
     """The listening TCP sockets of this network namespace. Raises `OSError`, and `ValueError` for another format."""
-    for table in filter(Path.exists, SOCKET_TABLES):
+    found: list[tuple[int, str]] = []
+    for table in SOCKET_TABLES:
+        if not table.exists():
+            continue
         for line in table.read_text().splitlines()[1:]:
-            _slot, local, _remote, state, *_ = line.split()
+            _slot, local, _remote, state, *_ = line.split(maxsplit=4)
             if state == LISTEN_STATE:
                 host, _, port = local.partition(":")
-                yield ipaddress.ip_address(b"".join(map(_word_bytes, wrap(host, 8)))), int(port, 16)
+                found.append((int(port, 16), host))
+    return found
 
 
-def _word_bytes(word: str) -> bytes:
-    """The four bytes of an address word, which the kernel prints as a number of this processor's byte order."""
-    return int(word, 16).to_bytes(4, sys.byteorder)
+def _parse_address(text: str) -> IpAddress:
+    """Read an address as the kernel prints it: words of four bytes, each a number of this processor's byte order."""
+    words = [int(text[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(text), 8)]
+    return ipaddress.ip_address(b"".join(words))
 
 
 def _serves(listener: IpAddress, host: str) -> bool:

@@ -1,12 +1,12 @@
 """Output of the agent: status lines at the bottom of a terminal, and a writer that never blocks.
 
-`Board` keeps one status line for each exposure:
+`Board` keeps one status line for each exposure, as a table:
 
-    connected since 14:03   3 visitors now, 40 served   up 1.2 MiB (0 B/s)   down 20 MiB (0 B/s)   8 connections ready
-    reconnecting in 4 s: control connection to relay 192.0.2.1:7010 lost
+    blog    connected since 14:03   3 visitors now   40 served   up 1.2 MiB (0 B/s)   down 20 MiB (0 B/s)
+    files   reconnecting in 4 s: control connection to relay 192.0.2.1:7010 lost
 
-If there are several, each begins with the name of its exposure. If there are more than the terminal has lines, the last
-one says how many are hidden.
+A single exposure has no name. Columns for which the terminal is too narrow are left out. If there are more exposures
+than the terminal has lines, the last one says how many are hidden.
 
 `Writer` writes lines to a terminal, a pipe or a file. A terminal can be stopped (Ctrl-S) and a pipe can be full, and a
 direct write would then block the agent, which could not serve its visitors. So lines go through a bounded queue, and a
@@ -20,9 +20,10 @@ import os
 import select
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import zip_longest
 
 import trio
 
@@ -36,6 +37,8 @@ REDRAW_INTERVAL = 0.5
 CLEAR_LINE = "\r\x1b[K"
 """Moves the cursor to the first column and erases the line."""
 CURSOR_UP = "\x1b[A"
+SEPARATOR = "   "
+"""Between two cells."""
 
 
 class Row:
@@ -48,7 +51,7 @@ class Row:
         self._since = ""  # local time at which the agent connected; "" while it is not connected
         self._retry_at = 0.0  # in `trio.current_time`
         self._reason = ""  # why it is not connected
-        self._unhealthy = ""  # why the local server is unhealthy
+        self._unhealthy = False  # the local server is
         self._stop_at: float | None = None  # in `trio.current_time`; not None while stopping
 
     def update(self, event: str, fields: Mapping[str, Field]) -> None:
@@ -62,23 +65,28 @@ class Row:
             case "draining":
                 self._stop_at = trio.current_time() + float(fields.get("delay", math.inf))
             case "unhealthy":
-                self._unhealthy = f"   unhealthy: {fields['reason']}"
+                self._unhealthy = True
             case "healthy":
-                self._unhealthy = ""
+                self._unhealthy = False
 
-    def line(self, now: float) -> str:
-        """Format the status line at `now`, in `trio.current_time`. Call it once per `REDRAW_INTERVAL`."""
+    def cells(self, now: float) -> tuple[list[str], str]:
+        """The cells of the status line at `now`, in `trio.current_time`, and a text after them that may be cut. Call it
+        once per `REDRAW_INTERVAL`.
+        """
         stats, previous = self._stats(), self._previous
         self._previous = stats
+        name = [self.name] if self.name else []
         if self._stop_at is not None:
             limit = "" if math.isinf(self._stop_at) else f", disconnecting in {max(0, round(self._stop_at - now))} s"
-            return f"stopping{limit}   {traffic(stats, previous, REDRAW_INTERVAL)}"
+            return [*name, f"stopping{limit}", *traffic(stats, previous, REDRAW_INTERVAL)], ""
+        unhealthy = ", unhealthy" if self._unhealthy else ""
         if self._since:
-            return f"connected since {self._since}{self._unhealthy}   {traffic(stats, previous, REDRAW_INTERVAL)}"
+            state = f"connected since {self._since}{unhealthy}"
+            return [*name, state, *traffic(stats, previous, REDRAW_INTERVAL)], ""
         if not self._reason:
-            return f"connecting{self._unhealthy}"
+            return name, f"connecting{unhealthy}"
         wait = round(self._retry_at - now)
-        return f"reconnecting {f'in {wait} s' if wait > 0 else 'now'}: {self._reason}{self._unhealthy}"
+        return name, f"reconnecting {f'in {wait} s' if wait > 0 else 'now'}: {self._reason}{unhealthy}"
 
 
 class Board:
@@ -88,16 +96,22 @@ class Board:
         self.err = err
         self._rows: dict[Row, None] = {}
         self._drawn: list[str] = []
+        self._used = trio.Event()  # a row was added
 
     def add(self, name: str, stats: Callable[[], Stats]) -> Row:
         """Add a line for an exposure. A previous exposure of the same name keeps its own until it is removed."""
         row = Row(name, stats)
         self._rows[row] = None
+        self._used.set()
         return row
 
     def remove(self, row: Row) -> None:
         """Remove the line of an exposure that has ended. Calling it again has no effect."""
         self._rows.pop(row, None)
+
+    def label(self, name: str) -> str:
+        """The name of an exposure, padded to the width of the longest one."""
+        return name.ljust(max((len(row.name) for row in self._rows), default=0)) + SEPARATOR
 
     def notice(self, line: str) -> None:
         """Print a permanent line above the status lines."""
@@ -105,19 +119,16 @@ class Board:
 
     async def run(self) -> None:
         """Redraw the status lines until cancelled, then erase them."""
+        await self._used.wait()
         try:
             while True:
                 rows = sorted(self._rows, key=lambda row: row.name)  # stable: a successor comes second
-                lines = fitting([self._line(row) for row in rows], shutil.get_terminal_size())
+                lines = fitting([row.cells(trio.current_time()) for row in rows], shutil.get_terminal_size())
                 if lines != self._drawn:
                     self._draw(lines)
                 await trio.sleep(REDRAW_INTERVAL)
         finally:
             self._draw([])
-
-    def _line(self, row: Row) -> str:
-        name = f"{row.name}: " if row.name else ""
-        return printable(name + row.line(trio.current_time()))
 
     def _draw(self, lines: list[str], above: str = "") -> None:
         erase = CLEAR_LINE + (CURSOR_UP + CLEAR_LINE) * (len(self._drawn) - 1) if self._drawn else ""
@@ -125,28 +136,40 @@ class Board:
         self._drawn = lines
 
 
-def fitting(lines: list[str], size: tuple[int, int]) -> list[str]:
-    """Shorten lines to what a terminal of (columns, lines) shows without wrapping or scrolling."""
+def fitting(rows: Sequence[tuple[list[str], str]], size: tuple[int, int]) -> list[str]:
+    """Format rows of `Row.cells` as a table that a terminal of (columns, lines) shows without wrapping or scrolling."""
     columns, height = size
     limit = max(1, height - 1)
-    if len(lines) > limit:
-        lines = [*lines[: limit - 1], f"and {len(lines) - limit + 1} more"]
-    return [line[: columns - 1] for line in lines]
+    hidden = [f"and {len(rows) - limit + 1} more"] if len(rows) > limit else []
+    shown = [([printable(cell) for cell in cells], printable(text)) for cells, text in rows[: limit - len(hidden)]]
+    widths = [max(map(len, column)) for column in zip_longest(*(cells for cells, _ in shown), fillvalue="")]
+    while len(widths) > 1 and sum(widths) + len(SEPARATOR) * (len(widths) - 1) >= columns:
+        widths.pop()  # the least important column, whole
+    return [*(_fitted(cells, text, widths, columns - 1) for cells, text in shown), *hidden]
 
 
-def traffic(now: Stats, before: Stats, interval: float) -> str:
-    """Format `3 visitors now, 40 served   up 1.2 MiB (3.0 KiB/s)   down 20 MiB (1.1 MiB/s)   8 connections ready`.
+def _fitted(cells: list[str], text: str, widths: list[int], room: int) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+    line = SEPARATOR.join([*padded, *([text] if text else [])]).rstrip()
+    return line if len(line) <= room else line[: max(0, room - 1)] + "…"
+
+
+def traffic(now: Stats, before: Stats, interval: float) -> list[str]:
+    """Cells such as `3 visitors now`, `40 served, 1 failed`, `up 1.2 MiB (3.0 KiB/s)`, `down 20 MiB (1.1 MiB/s)`,
+    `8 connections ready`.
 
     The rates are those between two statistics taken `interval` seconds apart. Connections that are ready: those to the
     relay that can take a visitor, idle ones with the tcp backend, carriers with webmux.
     """
     failed = f", {now.failed} failed" if now.failed else ""
     up, down = (int(max(0, new - old) / interval) for new, old in ((now.up, before.up), (now.down, before.down)))
-    return (
-        f"{count(now.now, 'visitor')} now, {now.served} served{failed}"
-        f"   up {format_size(now.up)} ({format_size(up)}/s)   down {format_size(now.down)} ({format_size(down)}/s)"
-        f"   {count(now.parked, 'connection')} ready"
-    )
+    return [
+        f"{count(now.now, 'visitor')} now",
+        f"{now.served} served{failed}",
+        f"up {format_size(now.up)} ({format_size(up)}/s)",
+        f"down {format_size(now.down)} ({format_size(down)}/s)",
+        f"{count(now.parked, 'connection')} ready",
+    ]
 
 
 MAX_QUEUED_LINES = 10_000

@@ -126,6 +126,9 @@ def add_verb(parser: Parser, verb: Verb) -> None:
             parser.add_argument("--wait", action="store_true", help=help_text)
         case "share":
             _add_share(parser)
+        case "list":
+            help_text = "print server URIs with their keys, and all other columns"
+            parser.add_argument("--keys", action="store_true", help=help_text)
         case "ban":
             _add_ban(parser)
         case "close":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -31,11 +32,15 @@ COMPILED = any(_PUMP.with_suffix(suffix).exists() for suffix in EXTENSION_SUFFIX
 BUILD = f"{__version__} (compiled)" if COMPILED else __version__
 """The version as `--version` prints it."""
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 MAX_USAGE_LINES = 6
 """Lines of usage printed above an error; a longer usage is abbreviated."""
 INTERRUPTED = 128 + SIGINT
 """The exit status after Ctrl-C, as a shell reports it."""
+
+
+_MISTYPED = re.compile(r"(?:invalid choice: |unrecognized arguments: )'?(?P<word>[\w-]+)")
+"""The errors of `argparse` about a word that it does not know."""
 
 
 class OutputError(TunneldError):
@@ -93,8 +98,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit with status 64."""
         complain(self._brief_usage(), end="")
-        complain(_as_error(f"{self.prog}: {message}"))
+        complain(_as_error(f"{self.prog}: {message}{self._hint(message)}"))
         raise SystemExit(os.EX_USAGE)
+
+    def _hint(self, message: str) -> str:
+        """The command or option that was probably meant, if one is similar."""
+        found = _MISTYPED.search(message)
+        if found is None:
+            return ""
+        import difflib  # noqa: PLC0415 - only mistakes need it
+
+        known = [option for action in all_actions(self) for option in action.option_strings]
+        if not found["word"].startswith("-"):
+            known = [str(name) for action in self._actions for name in action.choices or ()]
+        near = difflib.get_close_matches(found["word"], known, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def _brief_usage(self) -> str:
         """Format the usage, without options if there are so many that they would hide the error."""
@@ -112,26 +130,24 @@ class Parser(argparse.ArgumentParser):
 
 
 class _PrintCompletion(argparse.Action):
-    """`--print-completion SHELL`: shtab makes the script from the parser, so that it is always complete."""
+    """`--print-completion SHELL`."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, option: str | None = None) -> NoReturn:
-        import shtab  # noqa: PLC0415 - 60 ms that only this option needs
+        from tunneld.cli.completion import script  # noqa: PLC0415 - 60 ms that only this option needs
 
         assert isinstance(parser, Parser)
         parser.fill_all()
-        for action in _actions(parser):
-            if action.metavar == "FILE":
-                vars(action)["complete"] = shtab.FILE
-        say(shtab.complete(parser, shell))
+        say(script(parser, shell))
         parser.exit()
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+def all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments and options of a parser, and of its commands as far as they have been filled."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
-                yield from _actions(inner)
+                yield from all_actions(inner)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
@@ -175,8 +191,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+_LAYOUT = {ord("\n"): None, ord("\t"): None}
+
+
 def printable_lines(text: str) -> str:
     """Do the same for text that consists of lines, perhaps with tabs."""
+    if text.translate(_LAYOUT).isprintable():
+        return text
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
@@ -212,7 +233,7 @@ def hold_standard_descriptors() -> None:
 
 def _report(program: str, error: BaseException) -> int:
     """Print why the command ended, and return the exit status."""
-    leaves = list(_leaves(error))
+    leaves = list(leaves_of(error))
     ours = [leaf for leaf in leaves if isinstance(leaf, TunneldError)]
     if (missing := next((leaf for leaf in leaves if isinstance(leaf, ModuleNotFoundError)), None)) is not None:
         # The agent as a single file has only what an agent needs, and an extra may not be installed.
@@ -252,11 +273,11 @@ def _lines(program: str, errors: Sequence[TunneldError]) -> Iterator[str]:
                 yield printable(f"{program}: {error}")  # a relay's reason must not look like several lines
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions inside nested groups, which nurseries make."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield error
 

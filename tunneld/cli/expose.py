@@ -32,9 +32,12 @@ from tunneld.agent.relay_connection import RelayConnection
 from tunneld.cli.access import access, as_option
 from tunneld.cli.agent_log import print_line
 from tunneld.cli.board import Board, Writer
-from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter
+from tunneld.cli.common import leaves_of, status_of
+from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter, local_time
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
+from tunneld.errors import TunneldError
+from tunneld.log import is_journal
 from tunneld.net.sockets import raise_descriptor_limit
 
 STDOUT, STDERR = 1, 2
@@ -45,7 +48,29 @@ STOPPED_BY_SIGNAL = "told to stop"
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Serve visitors until stopped by a signal, a limit or the relay. Returns 0, or raises."""
+    """Serve visitors until stopped by a signal, a limit or the relay. Returns the exit status, or raises."""
+    reporters: list[Reporter] = []
+    try:
+        await _serve(options, reporters)
+    except (TunneldError, ExceptionGroup) as error:
+        status = _status_of_said(error, reporters)
+        if status is None:
+            raise
+        return status
+    return os.EX_OK
+
+
+def _status_of_said(error: Exception, reporters: list[Reporter]) -> int | None:
+    """The exit status, if the closing message has said why the exposure ended; None if the reason is to be printed."""
+    said = [reporter.closed_for for reporter in reporters if isinstance(reporter, LineReporter)]
+    match list(leaves_of(error)):
+        case [TunneldError() as reason] if str(reason) in said:
+            return status_of(reason)
+    return None
+
+
+async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None:
+    """Do that; the reporter is added to `reporters` for the time after."""
     config, relay_access = plan_of(vars(options), as_option), access(options)
     prepare()
     async with AsyncExitStack() as stack:
@@ -57,6 +82,7 @@ async def run(options: argparse.Namespace) -> int:
             return current[0].stats if current else Stats()
 
         reporter = make_reporter(options, out, err, config.scheme, board=board, stats=stats)
+        reporters.append(reporter)
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
@@ -70,7 +96,6 @@ async def run(options: argparse.Namespace) -> int:
             nursery.start_soon(board.run)
             await exposure.run()
         nursery.cancel_scope.cancel()
-    return os.EX_OK
 
 
 async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:
@@ -107,13 +132,14 @@ def make_reporter(
     stats: Callable[[], Stats],
 ) -> Reporter:
     """Make the reporter that fits the options and the terminal; see reporters.py."""
+    clock = str if is_journal(sys.stderr) else local_time
     if options.json:
         return JsonReporter(out, scheme, name)
     if options.quiet:
-        return QuietReporter(out, err, scheme, name)
+        return QuietReporter(out, err, scheme, name, clock=clock)
     if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return LiveReporter(out, board, scheme, name, stats=stats)
-    return LineReporter(out, err, scheme, name)
+        return LiveReporter(out, board, scheme, name, stats=stats, clock=clock)
+    return LineReporter(out, err, scheme, name, clock=clock)
 
 
 def signals_to_handle() -> list[signal.Signals]:

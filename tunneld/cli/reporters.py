@@ -7,7 +7,8 @@
     one JSON object per event                                     JsonReporter
 
 Standard output has only the address, so that `tunnel expose 8000 | read url` gets it. If there are several exposures,
-each line begins with the name of its exposure.
+each line begins with the name of its exposure. Lines about failures begin with the time, except in the journal, which
+has it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from tunneld.agent.events import Field, Stats
 from tunneld.cli.board import Board, Writer
 from tunneld.cli.tables import json_line
 from tunneld.net.endpoint import Endpoint
-from tunneld.policy.units import count
+from tunneld.policy.units import count, format_size
+
+Clock = Callable[[], str]
+FAILURES = frozenset({"failed", "trouble", "unhealthy", "uncertified", "reconnecting", "ended"})
+"""The events that begin with the time."""
+
+
+def local_time() -> str:
+    """The local time of day."""
+    return datetime.now().astimezone().strftime("%H:%M:%S")
 
 
 class LineReporter:
@@ -27,20 +37,29 @@ class LineReporter:
 
     wants_visitors = True
 
-    def __init__(self, out: Writer, err: Writer, scheme: str, name: str = "") -> None:
-        """`name`: the name of the exposure, if there are several."""
+    def __init__(self, out: Writer, err: Writer, scheme: str, name: str = "", *, clock: Clock = local_time) -> None:
+        """`name`: the name of the exposure, if there are several. `clock` prints the time; "" for none."""
+        self.closed_for = ""
+        """The reason of the closing message, once that was printed."""
         self._out = out
         self._err = err
         self._scheme = scheme
         self._name = name
+        self._clock = clock
 
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the event."""
         if event == "opened":
-            name = f"{self._name}\t" if self._name else ""
-            self._announce(f"{name}{public_address(str(fields['address']), self._scheme)}")
+            self._announce(f"{self._label()}{public_address(str(fields['address']), self._scheme)}")
         else:
-            self._notice((f"{self._name}: " if self._name else "") + sentence(event, fields))
+            time = self._clock() if event in FAILURES else ""
+            words = [time, f"{self._name}:" if self._name else "", sentence(event, fields)]
+            self._notice(" ".join(filter(None, words)))
+        if event == "closed":
+            self.closed_for = str(fields["reason"])
+
+    def _label(self) -> str:
+        return f"{self._name}\t" if self._name else ""
 
     def _announce(self, line: str) -> None:
         self._out.put(line + "\n")
@@ -50,7 +69,7 @@ class LineReporter:
 
 
 class QuietReporter(LineReporter):
-    """Only the address and errors."""
+    """Only the address and errors; the closing message is not printed, so `closed_for` stays empty."""
 
     wants_visitors = False
 
@@ -66,9 +85,16 @@ class LiveReporter(LineReporter):
     wants_visitors = False
 
     def __init__(
-        self, out: Writer, board: Board, scheme: str, name: str = "", *, stats: Callable[[], Stats] = Stats
+        self,
+        out: Writer,
+        board: Board,
+        scheme: str,
+        name: str = "",
+        *,
+        stats: Callable[[], Stats] = Stats,
+        clock: Clock = local_time,
     ) -> None:
-        super().__init__(out, board.err, scheme, name)
+        super().__init__(out, board.err, scheme, name, clock=clock)
         self._board = board
         self._row = board.add(name, stats)
         self._out_is_terminal = out.is_terminal  # then the address must be printed above the status lines
@@ -79,6 +105,9 @@ class LiveReporter(LineReporter):
             self._board.remove(self._row)
         super().report(event, **fields)
         self._row.update(event, fields)
+
+    def _label(self) -> str:
+        return self._board.label(self._name) if self._out_is_terminal and self._name else super()._label()
 
     def _announce(self, line: str) -> None:
         if self._out_is_terminal:
@@ -144,8 +173,10 @@ def sentence(event: str, fields: dict[str, Field]) -> str:
             hint = f"; press Ctrl-C again to disconnect now ({fields['delay']:g} s)" if "delay" in fields else ""
             return f"stopping: {count(int(fields['visitors']), 'visitor')} still connected{hint}"
         case _:
-            counts = " ".join(f"{key}={fields[key]}" for key in ("served", "failed", "up", "down"))
-            return f"closed: {fields['reason']}, {counts}"
+            failed = f", {fields['failed']} failed" if fields["failed"] else ""
+            up, down = (format_size(int(fields[key])) for key in ("up", "down"))
+            visitors = count(int(fields["served"]), "visitor")
+            return f"closed: {fields['reason']}; {visitors} served{failed}, {up} up, {down} down"
 
 
 def more(fields: dict[str, Field]) -> str:

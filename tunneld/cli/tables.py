@@ -70,6 +70,15 @@ TUNNELS = (
     *(TableColumn(key) for key in ("id", "name", "backend", "phase", "client", "server", "owner")),
     *(TableColumn(key, right=True) for key in ("visitors", "waiting", "parked", "served", "up", "down", "age")),
 )
+"""All columns of `list`."""
+COUNTS = ("waiting", "refused")
+"""Columns of the short table that are left out where there are no such visitors."""
+MIN_OWNERS = 2
+"""Owners from which on the short table has a column for them."""
+SHORT = (
+    *(TableColumn(key) for key in ("id", "name", "client", "owner", "phase")),
+    *(TableColumn(key, right=True) for key in ("visitors", "waiting", "refused", "up", "down", "age")),
+)
 VISITORS = (TableColumn("visitor"), TableColumn("up", right=True), TableColumn("down", right=True))
 RESERVATIONS = (
     *(TableColumn(key) for key in ("name", "owner", "backend", "address")),
@@ -89,6 +98,15 @@ CERTIFICATES = (
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
 CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
+
+
+def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
+    """The columns of `list` for people: without keys, and without columns that tell nothing."""
+    owners = {record.get("owner", "").partition("@")[0] for record in records}
+    empty = {key for key in COUNTS if all(record.get(key, "0") == "0" for record in records)}
+    if len(owners) < MIN_OWNERS:
+        empty.add("owner")
+    return [column for column in SHORT if column.key not in empty]
 
 
 def table(records: Sequence[Record], columns: Sequence[TableColumn], form: Form) -> str:

@@ -27,6 +27,7 @@ from tunneld.cli.tables import (
     facts,
     is_count,
     json_lines,
+    short_columns,
     table,
 )
 from tunneld.errors import (
@@ -68,10 +69,12 @@ async def address(client: Client, options: argparse.Namespace, shape: Form) -> s
     return json_lines([{"client": answer.text}]) if shape is Form.JSON else answer.text + "\n"
 
 
-async def list_tunnels(client: Client, _options: argparse.Namespace, shape: Form) -> str:
-    """Return a table of all tunnels."""
+async def list_tunnels(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return a table of all tunnels; for people one that fits most terminals, unless they ask for `--keys`."""
     records = (await client.call("list")).items
-    return "no open tunnels\n" if shape is Form.PEOPLE and not records else table(records, TUNNELS, shape)
+    if shape is not Form.PEOPLE or options.keys:
+        return table(records, TUNNELS, shape)
+    return table(records, short_columns(records), shape) if records else "no open tunnels\n"
 
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:

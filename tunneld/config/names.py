@@ -31,6 +31,8 @@ from tunneld.net.listeners import BindAddress
 from tunneld.policy.limits import HttpLimits
 from tunneld.policy.site_rules import AuthUrl
 
+HTTP2 = "h2"
+"""HTTP/2 in TLS (RFC 9113 §3.2)."""
 _ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
 
@@ -90,6 +92,7 @@ class NamesSettings(Table):
     http: ListenAddress = ""  # off: ports below 1024 need a privilege
     https: ListenAddress = ""
     ssh: bool = True  # SSH clients may use the HTTPS port, too, where the ssh backend is enabled
+    http2: bool = False  # a request costs several times more, and HTTP/1.1 serves every browser
     trusted_proxies: NetworkList = ()  # whose X-Forwarded-* are believed
     proxy_protocol: NetworkList = ()  # proxies that send a PROXY protocol header ahead of each connection
     max_connections: Count = 10_000  # of visitors on both ports: a descriptor and about 20 KiB each
@@ -124,6 +127,11 @@ class NamesSettings(Table):
         if value and http == value and not value.endswith(":0"):
             raise ValueError(f"{literal(value)} is names.http, too; HTTP and HTTPS need a port each")
         return value
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols that visitors may use in TLS (ALPN), by preference."""
+        return (HTTP2, "http/1.1") if self.http2 else ("http/1.1",)
 
     @field_validator("custom_domains")
     @classmethod

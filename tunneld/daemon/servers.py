@@ -17,9 +17,10 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,6 +28,7 @@ import trio
 from tunneld import http
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
+from tunneld.config.names import HTTP2
 from tunneld.config.schema import Settings
 from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
@@ -58,6 +60,7 @@ class Prepared:
     """A reload that can no longer fail: certificates and keys that were read, listeners that are bound."""
 
     certificates: LoadedCertificates
+    protocols: Sequence[str]  # that visitors may use in TLS
     host_key: asyncssh.SSHKey | None
     identity: Identity | None
     bound: Bound
@@ -99,6 +102,7 @@ class Servers:
 
         Raises `ListenError`, `ShortageError` or `ConfigError`.
         """
+        self._offer(settings.names.protocols)
         self._certificates.apply(self._certificates.load(settings.certificates, settings.named_certificates))
         enabled = [service for service, address in bind_addresses(settings).items() if address is not None]
         activated, snapshot = ending.receive(enabled)
@@ -132,16 +136,23 @@ class Servers:
         """
         certificates = self._certificates.load(then.certificates, then.named_certificates)
         host_key, identity = self.host_key or _host_key(then), self.identity or _identity(then)
-        return Prepared(certificates, host_key, identity, self.listeners.bind(now, then))
+        return Prepared(certificates, then.names.protocols, host_key, identity, self.listeners.bind(now, then))
 
     def apply(self, prepared: Prepared) -> None:
         """Do the rest of a reload."""
+        self._offer(prepared.protocols)
         self._certificates.apply(prepared.certificates)
         self.host_key, self.identity = prepared.host_key, prepared.identity
         self._exchange(prepared.bound)
         self._access_log.reopen()
         if self._nursery is not None and self.host_key is not None and not self._serves_ssh:
             self._nursery.start_soon(self._serve_ssh, self.host_key)
+
+    def _offer(self, protocols: Sequence[str]) -> None:
+        """Offer these protocols to visitors of host names."""
+        if HTTP2 in protocols:
+            import_module("tunneld.sites.http2")  # now: it takes a tenth of a second, and visitors would wait
+        self._certificates.offer(protocols)
 
     async def export(self) -> tuple[Mapping[str, list[socket.socket]], frozenset[str]]:
         """End the connections of all servers, but not those of tunnels. Returns the listeners, and the services with
@@ -185,6 +196,7 @@ class Servers:
         await nursery.start(http.serve, listeners["http"], daemon, authenticator, web_tls)
         if sys.platform == "linux":
             from tunneld.backends.egtp_port import serve_nodes  # noqa: PLC0415  # Linux only, like the pump
+            from tunneld.backends.egtp_relay import NodeRelay  # noqa: PLC0415  # Linux only, like the pump
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
             await nursery.start(
@@ -202,6 +214,7 @@ class Servers:
                 self._handshakes,
                 self._keys,
                 self._engine,
+                NodeRelay(lambda: daemon.settings, lambda: self.identity),
             )
             await nursery.start(self._serve_names)
         if self.host_key is not None:
@@ -292,6 +305,7 @@ def _identity(settings: Settings) -> Identity | None:
     """
     if bind_addresses(settings)["egtp"] is None:
         return None
-    from tunneld.backends.egtp_port import load_identity, place  # noqa: PLC0415  # Linux only
+    from tunneld.backends.egtp_port import load_identity  # noqa: PLC0415  # Linux only
+    from tunneld.backends.egtp_relay import place  # noqa: PLC0415
 
     return load_identity(place(settings))

@@ -5,6 +5,7 @@ local         the directory of a relay that is one process
 reservations  the reserved addresses, as tunnels open and close
 live          the open tunnels of this process, and the counters of those that have closed
 opening       how a tunnel is opened: all or nothing
+agreement     a request whose name has a tunnel already: shared, replaced or refused
 host_names    which host names a tunnel gets
 service       opens, closes and drains tunnels
 requester     the peer that asks for it

@@ -14,12 +14,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
 
 from tunneld.config.schema import Settings, TunnelSettings
+from tunneld.directory.agreement import check_agrees, check_unserved, shared_tunnel
 from tunneld.directory.host_names import Proofs, find_proofs, resolve_names
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.record import AddressClaim, Directory, TunnelRecord, port_owner, reservation_key
@@ -29,8 +30,7 @@ from tunneld.errors import ExpiredError, LimitReachedError, ListenError, NotAllo
 from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import is_wildcard
 from tunneld.policy.access import Grant, permit
-from tunneld.policy.limits import effective_limits
-from tunneld.policy.options import TunnelOptions, format_option
+from tunneld.policy.options import TunnelOptions
 from tunneld.policy.places import check_share
 from tunneld.policy.ports import Owner
 from tunneld.policy.private import check_private_options, claimed_text
@@ -44,11 +44,6 @@ from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import Phase, Tunnel
 
 log = structlog.get_logger("service")
-
-NEW_TUNNEL_GRACE = 10.0
-"""Seconds after opening in which `replace=no` treats a tunnel as served, though no server connection has arrived: an
-agent on a slow network keeps the name that it has just taken over.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class TunnelOpener:
         current = replaceable[-1] if replaceable else None
         self._services.backend(backend).check(self._services, options)
         if not options.replace:
-            _check_unserved(current)
+            check_unserved(current)
         draining = min(1, len(tunnels) - len(replaceable))  # one does not count, or it could block its successor
         opened = self._live.count_of(grant.name) - len(replaceable) - draining
         permitted = permit(grant, backend, options, requester.host, opened)
@@ -129,7 +124,7 @@ class TunnelOpener:
         permitted = replace(permitted, host=tuple(map(str, names)))
         private = _private_address(permitted, grant)
         check_site_options(permitted, settings.names.forward_auth)
-        if (shared := _shared(current, permitted)) is not None:
+        if (shared := shared_tunnel(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
         needs_port = private is None and (not names or permitted.client_port is not None)
@@ -300,67 +295,8 @@ def _check_room(settings: TunnelSettings, count: int) -> None:
         )
 
 
-# Tunnels of the same name and owner
-
-
-def _shared(current: Tunnel | None, options: TunnelOptions) -> Tunnel | None:
-    """The open tunnel to serve, for options with `share`. Raises `UsageError` where they cannot have it."""
-    if not options.share:
-        return None
-    if not (options.name and options.persist):
-        raise UsageError("share=yes requires a name and persist=yes")
-    return current if current is not None and current.spec.options.share else None
-
-
-def _check_unserved(current: Tunnel | None) -> None:
-    """Raise `LimitReachedError` where an agent serves the open tunnel of this holder."""
-    if current is not None and (current.phase is Phase.READY or current.age < NEW_TUNNEL_GRACE):
-        raise LimitReachedError(
-            f"tunnel {current.spec.options.name!r} is served by another agent, {current.spec.owner} "
-            f"({current.id}); stop that agent, or use another name (replace=no)"
-        )
-
-
 def _reachable(bound: str, requester: Requester) -> str:
     """The host to advertise where none is configured: the bound address, or, for a wildcard, the one that the requester
     connected to.
     """
     return requester.local_host if is_wildcard(bound) else bound
-
-
-UNCOMPARED = frozenset({"name", "client_port", "node", "replace", "ttl"})
-"""Options that `check_agrees` compares in another way or not at all. Agents count their ttl down; the one with which
-the tunnel was opened holds.
-"""
-
-
-def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested: TunnelOptions, grant: Grant) -> None:
-    """Raise `UsageError` where an option that an agent `requested` contradicts the shared tunnel that it is to serve.
-    An option that it left out agrees with every value. `options` are the requested ones as `permit` returned them; the
-    limits of the grant are applied before the comparison, as they were when the tunnel was opened.
-    """
-    bound = effective_limits(tunnel.spec.settings, grant, options).bound(options)
-    theirs, defaults = tunnel.spec.options, TunnelOptions()
-    if backend != tunnel.spec.backend:
-        raise _contradiction(tunnel, f"with backend {tunnel.spec.backend}", f"backend {backend}")
-    port = tunnel.client_uri.port
-    if options.client_port not in {None, port}:
-        raise _contradiction(tunnel, f"with client_port={port}", f"client_port={options.client_port}")
-    for field in fields(requested):
-        name = field.name
-        if name in UNCOMPARED or getattr(requested, name) == getattr(defaults, name):
-            continue
-        wanted, there = getattr(bound, name), getattr(theirs, name)
-        if wanted != there:
-            raise _contradiction(
-                tunnel,
-                f"with {name}={format_option(there)}" if there else f"without {name}",
-                f"{name}={format_option(wanted)}",
-            )
-
-
-def _contradiction(tunnel: Tunnel, there: str, requested: str) -> UsageError:
-    name = tunnel.spec.options.name
-    return UsageError(
-        f"shared tunnel {name!r} is open {there}, but {requested} was requested: use the same or leave it out"
-    )

@@ -35,6 +35,7 @@ from tunneld.wire.egtp.envelope import (
     encode_hello,
     encode_records,
     encode_reject,
+    records_parts,
 )
 
 PROTOCOL = "tunneld-egtp"
@@ -90,7 +91,8 @@ class NodeSession:
         return outgoing
 
     def receive(self, envelope: memoryview) -> list[memoryview]:
-        """Take an envelope. Returns the messages that are complete now, in order.
+        """Take an envelope, whose memory the caller may reuse then. Returns the messages that are complete now, in
+        order.
 
         Raises `RemoteProtocolError`, or `NotAllowedError` where the peer has another id; the session is over then.
         """
@@ -101,20 +103,23 @@ class NodeSession:
             case RecordsEnvelope(session, number, records):
                 if session != self._session or self._tls is None:
                     raise RemoteProtocolError("records of another session")
+                if number != self._inbox.next:
+                    records = memoryview(bytes(records))  # it may be kept; the caller reuses its memory
                 ready = self._inbox.receive(number, records)
                 return [message for each in ready or () for message in self._receive_records(each)]
             case rejected:
                 raise RemoteProtocolError(f"the peer rejected the session: {rejected.reason or 'no reason given'}")
 
-    def seal(self, message: bytes) -> bytes:
-        """The envelope with this message. Raises `RemoteProtocolError` if the session is over."""
+    def seal(self, message: bytes) -> tuple[bytes, bytes, bytes]:
+        """The parts of the envelope with this message. Raises `RemoteProtocolError` if the session is over."""
         assert self._tls is not None
         try:
             with memoryview(message) as view:
                 self._tls.write(view)
         except OSError as error:
             raise RemoteProtocolError(f"TLS: {reason_of(error)}") from None
-        return self._records(self._tls.take_output())
+        number, self._next = self._next, self._next + 1
+        return records_parts(self._session, number, self._tls.take_output())
 
     def _receive_hello(self, recipient: bytes, session: bytes, certificate: bytes) -> None:
         is_initiator = bool(self._session)

@@ -113,11 +113,12 @@ class Endpoint:
             return f"{self.scheme}://{self.web_authority}{self.path or '/'}"
         if self.scheme == PRIVATE_SCHEME:
             return f"{self.scheme}://{self.host}@{self.path}"
+        authority = join_host_port(self.host, self.port)
         if not self.key:
-            return f"{self.scheme}://{self.authority}"
+            return f"{self.scheme}://{authority}"
         if self.scheme in KEY_AS_USER_SCHEMES:
-            return f"{self.scheme}://{self.key}@{self.authority}"
-        return f"{self.scheme}://{self.authority}/{self.key}"
+            return f"{self.scheme}://{self.key}@{authority}"
+        return f"{self.scheme}://{authority}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Protocol
 
 from tunneld.policy.networks import read_address
-from tunneld.sites.connection import HttpConnection
 
 IDLE_SEARCH = 32
 """Connections that are looked at to find an idle one: where none is idle, a crowd must not make each further connection
@@ -25,11 +24,25 @@ class PlaceSettings(Protocol):
     def max_connections_per_source(self) -> int: ...
 
 
+class PlacedConnection(Protocol):
+    """A connection of a visitor that sends requests."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+
+    def close_if_idle(self) -> None:
+        """Close it unless a request is under way."""
+
+    def drop(self, reason: str) -> None:
+        """Close it now."""
+
+
 class PortPlaces:
     """The places for connections on the shared ports."""
 
     def __init__(self, settings: Callable[[], PlaceSettings]) -> None:
-        self.connections: dict[HttpConnection, PortPlace] = {}  # of HTTP; the oldest first, see `IDLE_SEARCH`
+        self.connections: dict[PlacedConnection, PortPlace] = {}  # with requests; the oldest first, see `IDLE_SEARCH`
         self._settings = settings
         self._taken = 0
         self._by_source: Counter[int] = Counter()

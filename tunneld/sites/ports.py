@@ -14,7 +14,9 @@ There is no default certificate: it would tell every scanner one of the relay's 
 A proxy in front that does not speak HTTP sends a PROXY protocol header ahead of the bytes of each visitor. It is taken
 off first, and from then on the connection is the visitor's: all limits are the ones of its address.
 
-All of it runs in the engine, but for handshakes that wait for the certificate of a new name: see handshakes.py.
+    serve_sites
+    ├─ TLS handshake ×N       see handshakes.py
+    └─ HTTP/2 connection ×N   see http2.py; everything else runs in the engine
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any, Protocol
 import structlog
 import trio
 
+from tunneld.config.names import HTTP2
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
@@ -42,7 +45,7 @@ from tunneld.sites.handshakes import HandshakeSettings, NewConnection, SiteHands
 from tunneld.sites.names import SharedNames
 from tunneld.sites.pages import PLAIN_HTTP, error_page, https_redirect, plain_response
 from tunneld.sites.peek import PeekReader
-from tunneld.sites.port_places import PlaceSettings, PortPlaces
+from tunneld.sites.port_places import PlacedConnection, PlaceSettings, PortPlaces
 from tunneld.sites.site import Certificates, PortOrders, Request, Site
 from tunneld.tls.connection import TlsSocket
 from tunneld.wire.client_hello import NO_APPLICATION_PROTOCOL, UNRECOGNIZED_NAME, ClientHello, HelloError, encode_alert
@@ -96,6 +99,7 @@ class SitePorts:
         self._settings = settings
         self._orders = orders
         self._access_log = access_log
+        self._nursery: trio.Nursery
         self._peeking: set[PeekReader[Any]] = set()
         self._http_proxies = ConfiguredNetworks(lambda: settings().trusted_proxies)
         self._header_senders = ConfiguredNetworks(lambda: settings().proxy_protocol)
@@ -103,7 +107,9 @@ class SitePorts:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the connections until cancelled; then close all of them."""
         try:
-            await self.handshakes.run(task_status=task_status)
+            async with trio.open_nursery() as self._nursery:
+                await self._nursery.start(self.handshakes.run)
+                task_status.started()
         finally:
             for peeking in list(self._peeking):
                 peeking.refuse(RemoteProtocolError("the relay stopped"))
@@ -226,7 +232,29 @@ class SitePorts:
 
     def _on_tls(self, new: NewConnection, tls: TlsSocket, name: str) -> None:
         """A TLS handshake is done."""
-        self._start(new, tls, b"https", partial(self._find, name))
+        if tls.protocol == HTTP2:
+            self._nursery.start_soon(self._serve_http2, new, tls, name)
+        else:
+            self._start(new, tls, b"https", partial(self._find, name))
+
+    async def _serve_http2(self, new: NewConnection, tls: TlsSocket, name: str) -> None:
+        """Serve the streams of an HTTP/2 connection, each like a connection of its own."""
+        from tunneld.sites.http2 import Http2Connection  # noqa: PLC0415  # few relays need it
+
+        new.reached = new.reached or local_address(new.socket)
+        limits = self._settings().limits
+        connection = Http2Connection(
+            tls, partial(self._serve_stream, new, name), limits, lambda: self._on_over(connection)
+        )
+        self.places.connections[connection] = new.place
+        await connection.run()
+
+    def _serve_stream(self, new: NewConnection, name: str, pair: socket.socket) -> Callable[[str], None] | None:
+        """See `http2.ServeCallback`."""
+        stream = self._enter(pair, new.peer, new.reached, 0.0)
+        if stream is None:
+            return None
+        return self._start(stream, PlainTransport(pair), b"https", partial(self._find, name)).drop
 
     def _start(
         self,
@@ -234,7 +262,7 @@ class SitePorts:
         transport: TlsSocket | PlainTransport,
         scheme: bytes,
         find: Callable[[Request], Site | bytes],
-    ) -> None:
+    ) -> HttpConnection:
         """Serve the requests on a connection. `find` is as for `HttpConnection`."""
         proxies = self._http_proxies.networks if new.peer[0] in self._http_proxies else None
         origin = Origin(new.peer, scheme, new.reached or local_address(new.socket), proxies)
@@ -243,8 +271,9 @@ class SitePorts:
         connection = HttpConnection(end, origin, find, self._settings().limits, self._on_over, access_log)
         self.places.connections[connection] = new.place
         connection.start()
+        return connection
 
-    def _on_over(self, connection: HttpConnection) -> None:
+    def _on_over(self, connection: PlacedConnection) -> None:
         self.places.connections.pop(connection).leave()
 
     # Requests

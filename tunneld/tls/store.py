@@ -35,7 +35,9 @@ which takes a millisecond.
 AGENT_TABLE = "control.tls"
 """The certificate for agents, by whichever port they come."""
 PROTOCOLS = ("http/1.1",)
-"""ALPN of host names. Without it, clients that offer several protocols would have to guess (RFC 7301)."""
+"""ALPN of host names, unless `offer` changes it. Without it, clients that offer several protocols would have to guess
+(RFC 7301).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,19 @@ class CertificateStore:
         """`folder` keeps certificates that are `put`; None: the relay obtains none itself."""
         self.is_used: Callable[[ServerCertificate], bool] = lambda _: True
         """Whether a stored certificate still serves visitors: the dates of no other are a problem."""
+        self._protocols: Sequence[str] = PROTOCOLS
         self._folder = CertificateFolder(folder) if folder is not None else None
         self._max_contexts = max_contexts
         self._loaded = LoadedCertificates()
         self._stored: dict[Path, ServerCertificate] = {}
         self._names: dict[str, ServerCertificate] = {}
         self._contexts: OrderedDict[Path, ssl.SSLContext] = OrderedDict()  # by certificate file, least recent first
+
+    def offer(self, protocols: Sequence[str]) -> None:
+        """Choose among these protocols (ALPN), by preference, in every later handshake for a name."""
+        self._protocols = protocols
+        for context in self._contexts.values():
+            context.set_alpn_protocols(protocols)
 
     # Replacing
 
@@ -236,7 +245,7 @@ class CertificateStore:
         self._names[name] = certificate
 
     def _keep(self, certificate: ServerCertificate, context: ssl.SSLContext) -> None:
-        context.set_alpn_protocols(PROTOCOLS)
+        context.set_alpn_protocols(self._protocols)
         self._contexts[certificate.files.certificate] = context
         self._contexts.move_to_end(certificate.files.certificate)
         while len(self._contexts) > self._max_contexts:

@@ -26,6 +26,7 @@ _HELLO = struct.Struct(">I20s20sI")
 _RECORDS = struct.Struct(">I20sQI")
 _REJECT = struct.Struct(">I20s20sI")
 _STREAMS = struct.Struct(">IQ")
+_PADDING = tuple(bytes(size) for size in range(4))
 STREAMS_HEADER = _STREAMS.size
 
 
@@ -71,9 +72,15 @@ def encode_hello(recipient: bytes, session: bytes, certificate: bytes) -> bytes:
     return _HELLO.pack(HELLO, recipient, session, len(certificate)) + certificate + bytes(-len(certificate) & 3)
 
 
+def records_parts(session: bytes, number: int, records: bytes) -> tuple[bytes, bytes, bytes]:
+    """The parts of an envelope with TLS records of a session, for a caller that copies them once."""
+    size = len(records)
+    return _RECORDS.pack(RECORDS, session, number, size), records, _PADDING[-size & 3]
+
+
 def encode_records(session: bytes, number: int, records: bytes) -> bytes:
     """TLS records of a session."""
-    return b"%b%b%b" % (_RECORDS.pack(RECORDS, session, number, len(records)), records, bytes(-len(records) & 3))
+    return b"".join(records_parts(session, number, records))
 
 
 def encode_reject(session: bytes, node: bytes, reason: str) -> bytes:

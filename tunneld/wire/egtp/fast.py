@@ -65,16 +65,8 @@ _RESPONSE_SIZE = _REFERENCE_AT + ID_SIZE + len(_RESPONSE_END)
 
 def encode_for_you(recipient: bytes, nonce: bytes, envelope: bytes) -> bytes:
     """The request `message for you` with this envelope."""
-    return b"%b%b%b%b%b%d:%b%b" % (
-        _REQUEST_START,
-        nonce,
-        _RECIPIENT,
-        recipient,
-        _BODY,
-        len(envelope),
-        envelope,
-        _REQUEST_END,
-    )
+    length = b"%d:" % len(envelope)
+    return b"".join((_REQUEST_START, nonce, _RECIPIENT, recipient, _BODY, length, envelope, _REQUEST_END))
 
 
 def decode_for_you(message: memoryview, recipient: bytes) -> tuple[bytes, memoryview] | None:
