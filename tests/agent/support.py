@@ -24,6 +24,7 @@ from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
 from tunneld.backends.egtp_port import serve_nodes
+from tunneld.backends.egtp_relay import NodeRelay
 from tunneld.backends.webmux_port import serve_carriers
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
@@ -147,7 +148,8 @@ async def relay_here(port: int = 0, pki: Pki | None = None, **tunnels: float | s
         if BACKEND.get() == "egtp":
             nodes = ReloadableListener("egtp", sockets.bind_tcp("127.0.0.1", 0))
             assert isinstance(engine, Pump)
-            await nursery.start(serve_nodes, nodes, lambda: here.settings.egtp, handshakes, keys, engine)
+            relay = NodeRelay(lambda: here.settings, lambda: node)
+            await nursery.start(serve_nodes, nodes, lambda: here.settings.egtp, handshakes, keys, engine, relay)
         await nursery.start(_serve_control, here, listener)
         yield here
         nursery.cancel_scope.cancel()

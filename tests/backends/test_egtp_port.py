@@ -22,19 +22,26 @@ from tests.agent.support import (
     using_backend,
 )
 from tests.agent.test_expose import address, ask
-from tests.support.peers import connect, is_dropped, read_exactly
+from tests.support.peers import connect, is_dropped, read_all, read_exactly
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide, derive
-from tunneld.backends.egtp_port import load_identity, place
+from tunneld.backends.egtp_port import load_identity
+from tunneld.backends.egtp_relay import place
 from tunneld.config.schema import Settings
 from tunneld.directory.requester import Requester
-from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection, begin_session
+from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.egtp.session import UNKNOWN_NODE
 from tunneld.errors import ConfigError, NotAllowedError, RefusedError, RemoteProtocolError, UsageError
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.node_id import NodeId
 from tunneld.policy.options import TunnelOptions
 from tunneld.tls.identity import Identity
+from tunneld.wire.egtp.attaching import UNKNOWN_ASSOCIATION, AttachRequest
+from tunneld.wire.egtp.delivery import Inbox
+from tunneld.wire.egtp.envelope import decode_streams, encode_streams
+from tunneld.wire.egtp.messages import MojoRequest, MojoResponse, parse_message
+from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_mail
+from tunneld.wire.egtp.streams import StreamEnded, StreamOpened, Streams
 from tunneld.wire.lines import Value
 
 KEY, OTHER = Identity.from_seed(b"\x01" * 32), Identity.from_seed(b"\x02" * 32)
@@ -215,6 +222,77 @@ async def test_visitors_are_cut_if_the_relay_has_forgotten_the_association() -> 
             assert await ask(address(reporter), b"hello") == b"hello"
 
 
+# Nodes that poll
+
+
+class PollingNode:
+    """A node that connects, sends and fetches what there is, and disconnects."""
+
+    def __init__(self, uri: Endpoint) -> None:
+        self.uri = uri
+        self.streams = Streams(initiator=True)
+        self.inbox = Inbox()
+        self.number = 0
+        self.resumed = False
+        self.received = b""
+        self.opened: list[int] = []
+        self.ended: list[int] = []
+
+    async def poll(self) -> None:
+        there = await node(self.uri)
+        request = AttachRequest(ATTACH.association, self.resumed, self.inbox.next, fast_relay=False)
+        self.resumed = True
+        for envelope in parse_mail({b"messages": await there.ask(request.encode())}).messages:
+            number, frames = decode_streams(memoryview(envelope))
+            for ready in self.inbox.receive(number, frames) or ():
+                self.streams.receive(ready)
+        for item in self.streams.parse(1000):
+            match item:
+                case StreamOpened(sid):
+                    self.opened.append(sid)
+                case StreamEnded(sid):
+                    self.ended.append(sid)
+                case (_, data):
+                    self.received += bytes(data)
+                case _:
+                    pass
+        there.connection.close()
+
+    async def send(self) -> None:
+        there = await node(self.uri)
+        await there.ask(AttachRequest(ATTACH.association, self.resumed, self.inbox.next, fast_relay=False).encode())
+        envelope = encode_streams(self.number, self.streams.outgoing)
+        self.number += 1
+        self.streams.outgoing.clear()
+        peer = there.session.peer
+        assert peer is not None
+        await there.send(MojoRequest(MESSAGE_FOR_YOU, peer.digest, b"n" * 20, {b"message": envelope}).encode())
+        response = parse_message(await there.receive())
+        assert isinstance(response, MojoResponse)
+        assert (response.reference, response.body) == (b"n" * 20, {b"result": b"success"})
+        there.connection.close()
+
+
+async def test_a_node_that_cannot_hold_a_connection_polls() -> None:
+    async with tunnel() as (relay, uri):
+        there = PollingNode(uri)
+        await there.poll()
+        (opened,) = relay.service.tunnels()
+        visitor = await connect(opened.client_uri)
+        await visitor.send_all(b"question")
+        await visitor.send_eof()
+        while not there.ended:
+            await there.poll()
+        assert there.opened == [2]
+        assert there.received == b"question"
+        there.streams.send(there.streams.streams[2], memoryview(b"answer"))
+        there.streams.finish(2)
+        await there.send()
+        assert await read_all(visitor) == b"answer"
+        await there.poll()
+        assert there.received == b"question"
+
+
 # The key
 
 
@@ -234,7 +312,7 @@ def test_a_key_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_identity(tmp_path / "key")
     with pytest.raises(ConfigError):
         load_identity(tmp_path / "key" / "below")
-    monkeypatch.setattr("tunneld.backends.egtp_port.state_folder", lambda: None)
+    monkeypatch.setattr("tunneld.backends.egtp_relay.state_folder", lambda: None)
     with pytest.raises(ConfigError, match=r"set egtp\.identity or daemon\.state"):
         place(Settings())
 

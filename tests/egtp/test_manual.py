@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tunneld.egtp.handshake import AttachRequest
 from tunneld.tls.identity import Identity
 from tunneld.wire.egtp import streams
+from tunneld.wire.egtp.attaching import AttachRequest
 from tunneld.wire.egtp.envelope import encode_hello, encode_records, encode_reject, encode_streams
 from tunneld.wire.egtp.fast import encode_for_you, encode_received
 from tunneld.wire.egtp.messages import MojoRequest

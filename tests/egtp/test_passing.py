@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.wire.egtp.mesgen.keys import A, B, counted
 from tunneld.egtp.mailbox import MESSAGE_COST, MailLimits
-from tunneld.egtp.passing import PassingLimits, PassingService
+from tunneld.egtp.passing import MAX_LISTED, PassingLimits, PassingService
 from tunneld.errors import NotAllowedError, RemoteProtocolError
 from tunneld.wire.egtp.addresses import CryptoStrategy, LowerStrategy, RelayStrategy, Strategy, TcpStrategy
 from tunneld.wire.egtp.ids import id_of, id_text
@@ -76,7 +76,9 @@ class Relay:
         self.limits = PassingLimits(**limits)
         self.owners = {ALICE: "home", BOB: "office", A.node_id: "home", B.node_id: "office"}
         self.tokens = tokens
-        self.service = PassingService(RELAY, lambda: self.limits, self.owners.get, self.admit, lambda: self.now, onward)
+        self.service = PassingService(
+            {RELAY}, lambda: self.limits, self.owners.get, self.admit, lambda: self.now, onward
+        )
 
     def admit(self, credential: str) -> bool:
         assert credential in self.owners.values()
@@ -390,6 +392,16 @@ def test_the_rate_of_a_credential_is_limited() -> None:
     reason = relay.send(b"2")
     assert reason is not None
     assert reason.startswith("rate limit reached: credential 'home'")
+    with pytest.raises(NotAllowedError, match="rate limit reached"):
+        relay.poll()
+
+
+def test_a_response_lists_some_of_many_messages() -> None:
+    relay = Relay()
+    for number in range(MAX_LISTED + 1):
+        relay.send(b"%d" % number)
+    assert len(relay.poll(version=2).waiting) == MAX_LISTED
+    assert [len(relay.poll().messages) for _ in range(3)] == [MAX_LISTED, 1, 0]
 
 
 def test_quotas_are_reasons_of_failures() -> None:
@@ -466,7 +478,7 @@ def test_two_relays_that_point_at_each_other_do_not_loop() -> None:
     admit: Callable[[str], bool] = lambda _: True  # noqa: E731
     for own, other in ((RELAY, OTHER_RELAY), (OTHER_RELAY, RELAY)):
         relays[own] = PassingService(
-            own, PassingLimits, {ALICE: "home"}.get, admit, lambda: 0.0, onward=Pointing(own, other)
+            {own}, PassingLimits, {ALICE: "home"}.get, admit, lambda: 0.0, onward=Pointing(own, other)
         )
     request = MojoRequest(PASS_THIS_ALONG, RELAY, b"N" * 20, PassAlong(UNKNOWN, b"x").encode())
     relays[RELAY].on_request(ALICE, request, None)

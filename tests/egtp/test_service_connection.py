@@ -14,7 +14,13 @@ from tests.wire.egtp.mesgen.keys import A, B, counted
 from tunneld.egtp.classic import ClassicEnvelopes
 from tunneld.egtp.freshness import FreshnessGuard
 from tunneld.egtp.passing import PassingLimits, PassingService
-from tunneld.egtp.service_connection import ENOUGH_UNSENT, FRAME_OVERHEAD, MAX_FIRST_FRAME, ServiceConnection
+from tunneld.egtp.service_connection import (
+    ENOUGH_UNSENT,
+    FRAME_OVERHEAD,
+    MAX_BATCH,
+    MAX_FIRST_FRAME,
+    ServiceConnection,
+)
 from tunneld.errors import NotAllowedError, RemoteProtocolError
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.ids import id_of
@@ -45,7 +51,7 @@ class Relay:
         self.sessions_left = sessions
         self.owners = {A.node_id: "home", B.node_id: "office"}
         self.limits = PassingLimits()
-        self.service = PassingService(RELAY.node_id, lambda: self.limits, self.owners.get, lambda _: True, self.clock)
+        self.service = PassingService({RELAY.node_id}, lambda: self.limits, self.owners.get, lambda _: True, self.clock)
         self.sessions = MesgenSessions(RELAY, counted())
         self.guard = FreshnessGuard()
 
@@ -278,6 +284,23 @@ def test_requests_of_a_node_that_does_not_read_wait() -> None:
         b.connection.receive(b"")
     sizes = [len(parse_mail(response.body).messages) for response in b.responses]
     assert sizes == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_other_tasks_have_a_turn_between_many_requests() -> None:
+    relay, _, b = pair()
+    b.poll()
+    body = MailQuery(fast_relay=False).encode()
+    frames = b""
+    for _ in range(MAX_BATCH + 1):
+        request = MojoRequest(ARE_THERE_MESSAGES, RELAY.node_id, NONCES(20), body, b.last)
+        frames += pack_frame(b.sessions.seal(RELAY.node_id, deflate(request.encode())))
+    assert not b.connection.receive(frames)
+    b.read()
+    assert len(b.responses) == MAX_BATCH
+    assert b.connection.receive(b"")
+    b.read()
+    assert len(b.responses) == MAX_BATCH + 1
+    assert relay.service.knows(B.node_id)
 
 
 @given(st.data())

@@ -18,7 +18,7 @@ from tunneld.egtp.service_task import serve_node
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.ids import id_of
-from tunneld.wire.egtp.mesgen import ClassicKey, MesgenSessions, OpenedEnvelope
+from tunneld.wire.egtp.mesgen import ClassicKey, ClassicPublicKey, MesgenSessions, OpenedEnvelope
 from tunneld.wire.egtp.messages import MojoRequest, MojoResponse, parse_message, response_to
 from tunneld.wire.egtp.packing import deflate, inflate
 from tunneld.wire.egtp.relaying import (
@@ -37,16 +37,16 @@ KEEPALIVE = 10
 class RemoteNode:
     """A classic node at the other end of a TCP connection."""
 
-    def __init__(self, far: trio.SocketStream, key: ClassicKey) -> None:
+    def __init__(self, far: trio.SocketStream, key: ClassicKey, relay: ClassicPublicKey = RELAY.public) -> None:
         self.far = far
         self.key = key
         self.sessions = MesgenSessions(key, counted())
-        self.sessions.store_key(RELAY.public)
+        self.relay = self.sessions.store_key(relay)
         self.frames = FrameReader()
         self.last: bytes | None = None
 
     async def send(self, message: MojoRequest | MojoResponse) -> None:
-        await self.far.send_all(pack_frame(self.sessions.seal(RELAY.node_id, deflate(message.encode()))))
+        await self.far.send_all(pack_frame(self.sessions.seal(self.relay, deflate(message.encode()))))
 
     async def receive(self) -> MojoRequest | MojoResponse:
         while (frame := self.frames.next_message()) is None:
@@ -60,7 +60,7 @@ class RemoteNode:
         return parse_message(encoded)
 
     async def ask(self, kind: bytes, body: PassAlong | MailQuery) -> MojoRequest | MojoResponse:
-        await self.send(MojoRequest(kind, RELAY.node_id, NONCES(20), body.encode(), self.last))
+        await self.send(MojoRequest(kind, self.relay, NONCES(20), body.encode(), self.last))
         return await self.receive()
 
 

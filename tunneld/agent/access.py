@@ -64,6 +64,7 @@ class RelayAccess:
     carrier_session: ssl.SSLSession | None = field(
         default=None, repr=False, compare=False
     )  # for the next one to resume
+    visit_session: ssl.SSLSession | None = field(default=None, repr=False, compare=False)  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -124,6 +125,8 @@ class RelayAccess:
             exchange = ControlExchange(str(endpoint), stream, self.timeout)
             _version, features = await receive_greeting(exchange, endpoint)
             method = features.get("auth", "none")
+            if isinstance(connection, TlsSocket):
+                self.visit_session = connection.session(self.visit_session)
             if self.credential is not None or "@" in what:
                 await authenticate(exchange, endpoint, method, self.credential, self.secret_source)
             exchange.timeout += wait
@@ -142,7 +145,11 @@ class RelayAccess:
             if endpoint.scheme == "tcp":
                 return connection
             return await shake_hands(
-                connection, self._tls_context(), server_hostname=endpoint.host, protocol=CONTROL_PROTOCOL
+                connection,
+                self._tls_context(),
+                server_hostname=endpoint.host,
+                protocol=CONTROL_PROTOCOL,
+                session=self.visit_session,
             )
 
     async def dial_keyed(

@@ -26,7 +26,7 @@ from tunneld.agent.end_visitor import EndVisitor, VisitorSink
 from tunneld.agent.network import is_local_address
 from tunneld.agent.source import SourceEvents
 from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
-from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection, begin_session
+from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.egtp.link import Link
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
@@ -43,6 +43,7 @@ from tunneld.net.dial import dial, resolve_relay
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.node_id import NodeId
 from tunneld.tls.identity import Identity
+from tunneld.wire.egtp.attaching import UNKNOWN_ASSOCIATION, AttachRequest
 from tunneld.wire.egtp.envelope import ID_SIZE
 from tunneld.wire.mencode import Value
 

@@ -1,6 +1,7 @@
 """The port to which EGTP nodes connect.
 
     serve_nodes
+    ├─ NodeRelay              serves nodes that use the relay itself; see egtp_relay.py
     └─ ReloadableListener     accepts; see net/listeners.py
 
 A new connection is a handshake under a deadline (auth/handshakes.py): a session in which the peer proves its node id,
@@ -21,11 +22,11 @@ import trio
 
 from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.egtp import EgtpServerSide, find_identity, find_side
+from tunneld.backends.egtp_relay import CLASSIC_TYPES, NodeRelay
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.config import schema
-from tunneld.config.places import state_folder
 from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
-from tunneld.egtp.handshake import UNKNOWN_ASSOCIATION, AttachRequest, NodeConnection, accept_session
+from tunneld.egtp.handshake import NodeConnection, accept_session
 from tunneld.egtp.link import Link
 from tunneld.egtp.session import UNKNOWN_NODE
 from tunneld.engine.pump import Pump
@@ -43,23 +44,15 @@ from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.identity import Identity
 from tunneld.tunnel.keys import KeyRegistry
+from tunneld.wire.egtp.attaching import UNKNOWN_ASSOCIATION, AttachRequest
 from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, canonical_kind
+from tunneld.wire.mencode import Value
 
-KEY_FILE = "egtp_key"
-"""The name of the file in the state directory."""
+TYPE_END = 8
+"""Bytes of a frame up to the end of its envelope's type."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("egtp")
-
-
-def place(settings: schema.Settings) -> Path:
-    """The path of the relay's key. Raises `ConfigError` if neither a path nor a state directory is known."""
-    if settings.egtp.identity is not None:
-        return settings.egtp.identity
-    folder = settings.daemon.state or state_folder()
-    if folder is None:
-        raise ConfigError(["egtp.identity: no state directory to keep the key in; set egtp.identity or daemon.state"])
-    return folder / KEY_FILE
 
 
 def load_identity(path: Path) -> Identity:
@@ -80,15 +73,18 @@ async def serve_nodes(
     handshakes: HandshakeSupervisor,
     registry: KeyRegistry,
     engine: Pump,
+    relay: NodeRelay,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept nodes until cancelled; the daemon runs this. `settings` is called for each new connection. A caller that
-    rebinds the listener must update `registry`.
+    rebinds the listener must update `registry`. `relay` serves the nodes that use the relay itself.
     """
-    port = _EgtpPort(settings, handshakes, registry, engine)
+    port = _EgtpPort(settings, handshakes, registry, engine, relay)
     registry.set_port("egtp", "egtp", listener.port)
-    await listener.serve(port.on_connection, task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        await listener.serve(port.on_connection, task_status=task_status)
 
 
 class _EgtpPort:
@@ -100,8 +96,10 @@ class _EgtpPort:
         handshakes: HandshakeSupervisor,
         registry: KeyRegistry,
         engine: Pump,
+        relay: NodeRelay,
     ) -> None:
         self._settings = settings
+        self._relay = relay
         self._handshakes = handshakes
         self._registry = registry
         self._engine = engine
@@ -119,7 +117,15 @@ class _EgtpPort:
             await trio.lowlevel.wait_readable(connection)
             if not connection.recv(1, socket.MSG_PEEK):
                 raise NothingReceivedError("the connection closed before a session began")
-            node = await accept_session(connection, partial(find_identity, self._registry))
+            received = await self._receive_type(connection) if self._relay.accepts_classic else b""
+            if int.from_bytes(received[4:]) in CLASSIC_TYPES and received:
+                await self._relay.serve_classic(connection, received, peer)
+                return
+            node = await accept_session(connection, self._find_identity, received)
+            relay = self._relay.identity
+            if relay is not None and node.session.own_id == relay.id:
+                self._relay.serve(node, peer)
+                return
             request = await node.receive_request()
             try:
                 await self._serve(node, request, peer)
@@ -129,6 +135,24 @@ class _EgtpPort:
         except BaseException:
             connection.close()
             raise
+
+    async def _receive_type(self, connection: socket.socket) -> bytes:
+        """The first bytes of a connection, up to the type of its first envelope."""
+        received = b""
+        while len(received) < TYPE_END:
+            await trio.lowlevel.wait_readable(connection)
+            data = connection.recv(TYPE_END - len(received))
+            if not data:
+                raise RemoteProtocolError("the connection closed before a session began")
+            received += data
+        return received
+
+    def _find_identity(self, recipient: bytes) -> Identity | None:
+        """The key with this id: that of the relay, or of a tunnel."""
+        relay = self._relay.identity
+        if relay is not None and recipient == relay.id.digest:
+            return relay
+        return find_identity(self._registry, recipient)
 
     async def _serve(self, node: NodeConnection, request: MojoRequest, peer: Peer) -> None:
         """Answer the first request. Raises OSError or a `TunneldError`."""
@@ -143,10 +167,16 @@ class _EgtpPort:
         if not side.is_admitted(session.peer):
             raise FailedProofError(f"node {session.peer} may not serve this tunnel", str(session.peer))
         carrier = self._association(side, attach, session.peer.digest, peer)
-        await node.respond(request, {b"result": b"no", b"received": carrier.inbox.next})
+        waiting = None if attach.fast_relay else carrier.collect(attach.received)
+        answer: Value = {b"result": b"no", b"received": carrier.inbox.next} if waiting is None else list(waiting)
+        await node.respond(request, answer)
         if carrier.over:
             raise NoSuchTunnelError("the tunnel closed")
-        carrier.attach(Link(self._engine, node.connection, session, node.frames, carrier.limits), attach.received)
+        link = Link(self._engine, node.connection, session, node.frames, carrier.limits)
+        if attach.fast_relay:
+            carrier.attach(link, attach.received)
+        else:
+            carrier.attach_polling(link)
         log.debug("node connected", peer=format_peer(peer), node=str(session.peer))
 
     def _association(self, side: EgtpServerSide, attach: AttachRequest, node: bytes, peer: Peer) -> EgtpCarrier:

@@ -42,6 +42,7 @@ from tunneld.config.values import (
 from tunneld.config.wording import literal
 from tunneld.errors import UsageError, reason_of
 from tunneld.net.endpoint import parse_network
+from tunneld.net.node_id import NodeId
 from tunneld.policy.access import GRANT_LIMITS, Grant, Role
 from tunneld.tls.pins import SUBJECT, parse_pin, parse_subject
 from tunneld.wire.verifier import Verifier, check_secret, derive
@@ -107,6 +108,13 @@ def _ports(value: str) -> str:
     return value
 
 
+def _node(value: str) -> str:
+    try:
+        return str(NodeId.parse(value))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
 def _not_empty(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value == ():
         raise ValueError("an empty array allows nothing; omit the key to allow everything")
@@ -129,6 +137,7 @@ VisitPatterns = Annotated[
     tuple[Annotated[str, _matching(_VISIT_PATTERN, "NAME@ID of private tunnels, such as shell@* or *@*")], ...] | None,
     FromArray,
 ]
+NodeIds = Annotated[tuple[Annotated[str, AfterValidator(_node)], ...] | None, FromArray]
 SecretVerifier = Annotated[Verifier, PlainValidator(_verifier), PlainSerializer(Verifier.reveal, return_type=str)]
 OptionalCount = Annotated[int | None, Field(ge=1, le=1_000_000)]
 OptionalSeconds = Annotated[float | None, Field(ge=MILLISECOND, le=YEAR, allow_inf_nan=False)]
@@ -154,6 +163,7 @@ class Credential(Table):
     secret_env: Annotated[str, _matching(_VARIABLE, "the name of an environment variable")] | None = None
     certificate: Annotated[str, AfterValidator(_certificate)] | None = None
     authorized_keys: Annotated[tuple[Annotated[str, AfterValidator(_authorized_key)], ...] | None, FromArray] = None
+    nodes: NodeIds = None  # EGTP nodes that may pass messages along in its name
     backends: BackendNames = None
     ports: PortRanges = None
     networks: Networks = None

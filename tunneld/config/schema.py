@@ -278,6 +278,10 @@ class EgtpSettings(Table):
     patience: Seconds = 2.0  # for an answer; after that, visitors go to another node, if there is one
     max_window: WindowSize = 8 * MIB  # as for webmux
     connection_memory: WindowSize = 32 * MIB
+    mail_messages: Count = 1000  # messages between nodes, per credential, and per recipient
+    mail_bytes: WindowSize = 16 * MIB  # the same; eight times that for all
+    mail_age: Seconds = HOUR  # EGTP gives up a request after an hour at the latest
+    mail_rate: VisitorRate = "100/s"  # per credential: what one core passes on takes a few per cent of it
 
     _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
     _locate = field_validator("identity")(absolute_path)

@@ -196,6 +196,7 @@ class Servers:
         await nursery.start(http.serve, listeners["http"], daemon, authenticator, web_tls)
         if sys.platform == "linux":
             from tunneld.backends.egtp_port import serve_nodes  # noqa: PLC0415  # Linux only, like the pump
+            from tunneld.backends.egtp_relay import NodeRelay  # noqa: PLC0415  # Linux only, like the pump
             from tunneld.backends.webmux_port import serve_carriers  # noqa: PLC0415  # Linux only, like the pump
 
             await nursery.start(
@@ -213,6 +214,7 @@ class Servers:
                 self._handshakes,
                 self._keys,
                 self._engine,
+                NodeRelay(lambda: daemon.settings, lambda: self.identity),
             )
             await nursery.start(self._serve_names)
         if self.host_key is not None:
@@ -303,6 +305,7 @@ def _identity(settings: Settings) -> Identity | None:
     """
     if bind_addresses(settings)["egtp"] is None:
         return None
-    from tunneld.backends.egtp_port import load_identity, place  # noqa: PLC0415  # Linux only
+    from tunneld.backends.egtp_port import load_identity  # noqa: PLC0415  # Linux only
+    from tunneld.backends.egtp_relay import place  # noqa: PLC0415
 
     return load_identity(place(settings))

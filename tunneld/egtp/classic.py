@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tunneld.errors import RemoteProtocolError
+from tunneld.wire.egtp.ids import id_of
 from tunneld.wire.egtp.mesgen import MesgenSessions, OpenedEnvelope, RejectAnswer, SessionLost
+from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.packing import deflate, inflate
 
 
@@ -48,3 +50,7 @@ class ClassicEnvelopes:
         """See `NodeEnvelopes.take_outgoing`."""
         taken, self._outgoing = self._outgoing, []
         return taken
+
+    def request_id(self, _request: MojoRequest, encoded: bytes) -> bytes:
+        """See `NodeEnvelopes.request_id`."""
+        return id_of(encoded)

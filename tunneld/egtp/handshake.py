@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
 
 import trio
 
@@ -26,48 +25,8 @@ from tunneld.wire.mencode import Value
 
 MAX_HANDSHAKE_FRAME = 8 * 1024
 """Octets of a frame of a peer that is not authenticated: a certificate and a TLS handshake."""
-UNKNOWN_ASSOCIATION = "unknown association"
-"""The reason why a node cannot go on with its streams: the relay was restarted, or did not wait any longer."""
 READ_SIZE = 4096
 CLOSED_EARLY = "the peer closed the connection during the handshake"
-
-
-@dataclass(frozen=True, slots=True)
-class AttachRequest:
-    """The body of `are there messages v2`, with what we add: which association of the two nodes goes on.
-
-    `association` are 20 octets that the node chose; it is `resumed` if the node has served it before, and has all
-    messages before the number `received`. Without fast relay, the node wants what waits in the response, and nothing on
-    this connection after that.
-    """
-
-    association: bytes
-    resumed: bool = False
-    received: int = 0
-    fast_relay: bool = True
-
-    def encode(self) -> Value:
-        """The body."""
-        return {
-            b"association": self.association,
-            b"enable fast relay": int(self.fast_relay),
-            b"received": self.received,
-            b"response version": 3,
-            b"resumed": int(self.resumed),
-        }
-
-    @classmethod
-    def parse(cls, body: Value) -> AttachRequest:
-        """Read a body. Raises `RemoteProtocolError`."""
-        match body:
-            case {
-                b"association": bytes(association),
-                b"received": int(received),
-                b"resumed": int(resumed),
-                b"enable fast relay": int(fast_relay),
-            } if len(association) == ID_SIZE and received >= 0:
-                return cls(association, bool(resumed), received, bool(fast_relay))
-        raise RemoteProtocolError("are there messages: association, received or resumed is missing or invalid")
 
 
 class NodeConnection:
@@ -100,6 +59,11 @@ class NodeConnection:
         while not self._messages:
             await self._advance()
         return bytes(self._messages.pop(0))
+
+    def take_messages(self) -> list[bytes]:
+        """Remove and return the messages that were read already, for the caller that takes the connection over."""
+        taken, self._messages = self._messages, []
+        return [bytes(message) for message in taken]
 
     async def ask(self, body: Value) -> Value:
         """Send `are there messages` and return the body of the response. Raises OSError, `RemoteProtocolError`, or
@@ -166,8 +130,9 @@ async def begin_session(connection: socket.socket, identity: Identity, peer: Nod
     return made
 
 
-async def accept_session(connection: socket.socket, find: FindIdentity) -> NodeConnection:
+async def accept_session(connection: socket.socket, find: FindIdentity, received: bytes = b"") -> NodeConnection:
     """Let another node begin a session. Raises as `begin_session`, and `NoSuchTunnelError` for an unknown node."""
     made = NodeConnection(connection, NodeSession.accept(find))
+    made.frames.feed(received)
     await made.establish()
     return made

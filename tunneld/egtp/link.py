@@ -24,8 +24,8 @@ from tunneld.mux.limits import USER_TIMEOUT_HEARTBEATS, CarrierLimits
 from tunneld.wire.egtp.envelope import ID_SIZE, decode_streams
 from tunneld.wire.egtp.fast import decode_for_you, decode_received, encode_for_you, encode_received
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
-from tunneld.wire.egtp.messages import MojoRequest, MojoResponse, failure_of, parse_message
-from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome, success
+from tunneld.wire.egtp.messages import RESPONSE, MojoRequest, MojoResponse, failure_of, parse_message
+from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
 from tunneld.wire.mencode import Value
 
 LENGTH = struct.Struct(">I")
@@ -55,7 +55,7 @@ class LinkOwner(Protocol):
         """A message of streams came. Returns whether it is to be acknowledged."""
 
     def on_acknowledged(self, number: int) -> None:
-        """The peer has this message."""
+        """The peer has this message and all before it."""
 
     def on_request(self, request: MojoRequest) -> Value:
         """Another request came; the result is the body of the response. Raises `RemoteProtocolError`."""
@@ -74,8 +74,8 @@ class Link:
     """One connection with a session, which it owns."""
 
     __slots__ = (
-        "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump", "_requests", "_scheduled",
-        "_until_eagain", "_view", "blocked", "closed", "peer", "session",
+        "_answer", "_answer_to", "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump", "_requests",
+        "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +94,9 @@ class Link:
         self._frames = frames
         self._outgoing = bytearray()
         self._owner: LinkOwner | None = None
-        self._requests: dict[bytes, int] = {}  # by nonce: the number of the message
+        self._requests: dict[bytes, int] = {}  # by nonce: the number of the message; oldest first
+        self._answer = b""  # the nonce of the last message that is to be answered
+        self._answer_to = -1  # and its number
         self._scheduled = False  # a flush comes after the batch
         self._until_eagain = False
         self._view = memoryview(pump.wide_buffer)
@@ -133,6 +135,9 @@ class Link:
         self._scheduled = False
         if self.closed or self.blocked:
             return False
+        if self._answer:
+            answer, self._answer, self._answer_to = self._answer, b"", -1
+            self._send(encode_received(answer))
         if self._outgoing:
             try:
                 self.blocked = not self._connection.write(self._outgoing)
@@ -239,6 +244,7 @@ class Link:
             for message in self.session.receive(envelope):
                 self._receive(owner, message)
         except RemoteProtocolError as error:
+            self._answer = b""
             for alert in self.session.take_outgoing():
                 self._outgoing += pack_frame(alert)
             self.flush()
@@ -257,8 +263,7 @@ class Link:
         nonce, envelope = found
         number, frames = decode_streams(envelope)
         if owner.on_streams(number, frames):
-            self._send(encode_received(nonce))
-            self._flush_later()
+            self._answer_later(nonce, number)
 
     def _receive_other(self, owner: LinkOwner, data: bytes) -> None:
         """A message that is not one of the two of streams, or is encoded in another way."""
@@ -271,22 +276,32 @@ class Link:
             raise RemoteProtocolError("a message for another node")
         if message.kind == MESSAGE_FOR_YOU:
             number, frames = decode_streams(memoryview(parse_message_for_you(message.body)))
-            if not owner.on_streams(number, frames):
-                return
-            response = MojoResponse(message.kind + b" response", message.nonce, success(), freshness=message.nonce)
-        else:
-            try:
-                body = owner.on_request(message)
-                response = MojoResponse(message.kind + b" response", message.nonce, body, freshness=message.nonce)
-            except RemoteProtocolError as error:
-                response = failure_of(message, message.nonce, str(error))
+            if owner.on_streams(number, frames):
+                self._answer_later(message.nonce, number)
+            return
+        try:
+            body = owner.on_request(message)
+            response = MojoResponse(message.kind + RESPONSE, message.nonce, body, freshness=message.nonce)
+        except RemoteProtocolError as error:
+            response = failure_of(message, message.nonce, str(error))
         self._send(response.encode())
         self._flush_later()
 
+    def _answer_later(self, nonce: bytes, number: int) -> None:
+        """Acknowledge this message and all before it, once everything that is ready has been handled."""
+        if number > self._answer_to:
+            self._answer, self._answer_to = nonce, number
+        self._flush_later()
+
     def _acknowledge(self, owner: LinkOwner, nonce: bytes) -> None:
-        number = self._requests.pop(nonce, None)
-        if number is not None:
-            owner.on_acknowledged(number)
+        number = self._requests.get(nonce)
+        if number is None:
+            return
+        for each in list(self._requests):  # the peer need not answer those before it
+            del self._requests[each]
+            if each == nonce:
+                break
+        owner.on_acknowledged(number)
 
     def _send(self, message: bytes) -> None:
         if self.closed:

@@ -51,6 +51,13 @@ class MessageOutput:
         number = self.outbox.add(envelope, self._now())
         link.send_streams(number, envelope)
 
+    def collect(self, outgoing: bytearray, max_octets: int) -> list[bytes]:
+        """For a peer that polls: number `outgoing`, and return what it has not acknowledged, as far as it fits."""
+        if outgoing and self.outbox.has_room:
+            self.outbox.add(encode_streams(self.outbox.next, outgoing), self._now())
+            outgoing.clear()
+        return self.outbox.waiting(max_octets)
+
     def send_overdue(self, timeout: float) -> None:
         """Send again what was not acknowledged for `timeout` seconds; 0: all of it, since there is a new link."""
         link = self.link

@@ -18,7 +18,8 @@ that of the recipient.
 5. Call `service.expire()` at `service.next_expiry`, and `service.forget(node)` for a node that is not served any more.
 
 Whose nodes may use the relay is decided by `owner_of(node)`: the credential of a node, or None for a node that is not
-known; both sender and recipient must be known. `admit(credential)` takes a token of the credential's rate.
+known; both sender and recipient must be known. `admit(credential)` takes a token of the credential's rate for each
+request.
 
 The loop guards of the original: a message is never passed to the relay itself, back to its sender, or to its recipient
 by way of that recipient; and it is passed on to another relay only by a strategy with a strictly larger sequence number
@@ -28,7 +29,7 @@ nodes that fetch them, and this relay dials no address that a node names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -40,7 +41,6 @@ from tunneld.wire.egtp.ids import id_text
 from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.relaying import (
     ARE_THERE_MESSAGES,
-    MAX_MESSAGES,
     PASS_THIS_ALONG,
     RETRIEVE_MESSAGES,
     VERSION_WITH_MESSAGES,
@@ -58,6 +58,9 @@ from tunneld.wire.egtp.relaying import (
     success,
 )
 from tunneld.wire.mencode import Value
+
+MAX_LISTED = 256
+"""Messages in one response, or described in it: about 2 ms. A node asks again for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +111,18 @@ class _Delivery:
 
 
 class PassingService:
-    """Passes messages along for the nodes of a relay. See the top of this module."""
+    """Passes messages along for the nodes of a relay. See the top of this module. `own_ids` are those of the relay."""
 
     def __init__(
         self,
-        own_id: bytes,
+        own_ids: Collection[bytes],
         limits: Callable[[], PassingLimits],
         owner_of: Callable[[bytes], str | None],
         admit: Callable[[str], bool],
         now: Callable[[], float],
         onward: Onward | None = None,
     ) -> None:
-        self._own_id = own_id
+        self._own_ids = own_ids
         self._limits = limits
         self._owner_of = owner_of
         self._admit = admit
@@ -161,7 +164,8 @@ class PassingService:
     def on_request(self, sender: bytes, request: MojoRequest, receiver: FastReceiver | None) -> Value | None:
         """Execute a request of a node, and return the body of the response; None if it is of another kind.
 
-        Raises `NotAllowedError` for a node that is not known, `RemoteProtocolError` for a malformed body.
+        Raises `NotAllowedError` for a node that is not known or asks too often, `RemoteProtocolError` for a malformed
+        body.
         """
         kind = canonical_kind(request.kind)
         if kind not in (PASS_THIS_ALONG, ARE_THERE_MESSAGES, RETRIEVE_MESSAGES):
@@ -169,19 +173,22 @@ class PassingService:
         owner = self._owner_of(sender)
         if owner is None:
             raise NotAllowedError(f"node {id_text(sender)} is not known to this relay")
+        is_admitted = self._admit(owner)
+        too_many = f"rate limit reached: credential '{owner}' sends too many requests; try again later"
         if kind == PASS_THIS_ALONG:
-            return self._pass_along(sender, owner, parse_pass_along(request.body))
+            body = parse_pass_along(request.body)
+            return self._pass_along(sender, owner, body) if is_admitted else failure(too_many)
+        if not is_admitted:
+            raise NotAllowedError(too_many)
         if kind == ARE_THERE_MESSAGES:
             return self._mail(sender, parse_mail_query(request.body), receiver)
         return self._retrieve(sender, parse_retrieve(request.body))
 
     def _pass_along(self, sender: bytes, owner: str, body: PassAlong) -> Value:
         largest = self._limits().max_message_bytes
-        if not self._admit(owner):
-            return failure(f"rate limit reached: credential '{owner}' passes too many messages along; try again later")
         if len(body.message) > largest:
             return failure(f"message of {len(body.message)} bytes is larger than {largest} bytes")
-        if body.recipient == self._own_id:
+        if body.recipient in self._own_ids:
             return failure("a relay passes no messages to itself")
         if body.recipient == sender:
             return failure("sender and recipient are the same node")
@@ -206,7 +213,7 @@ class PassingService:
             return failure(f"node {id_text(body.recipient)} is not served by this relay, which dials no nodes")
         if lower.relay_id == body.recipient:
             return failure("a message is not passed to its recipient by way of the recipient")
-        if lower.relay_id in (self._own_id, sender):
+        if lower.relay_id == sender or lower.relay_id in self._own_ids:
             return failure("the message would be passed in a circle")
         if sequence_of(strategy) <= body.sequence:
             return failure("no newer strategy for the recipient is known than that by which the message came")
@@ -219,7 +226,7 @@ class PassingService:
             self.on_lost(receiver)
         elif receiver is not None and self._receivers.get(node) is not receiver:
             self._attach(node, receiver)
-        messages = list(islice(self.mailboxes.waiting(node), MAX_MESSAGES))
+        messages = list(islice(self.mailboxes.waiting(node), MAX_LISTED))
         if query.response_version >= VERSION_WITH_MESSAGES:
             return Mail(messages=self._fetch(messages, self._limits().max_response_bytes, at_least=1)).encode()
         waiting = [WaitingMessage(message.sender, message.message_id, len(message.envelope)) for message in messages]

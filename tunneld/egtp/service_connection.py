@@ -42,6 +42,9 @@ FRAME_OVERHEAD = 16 * 1024
 MAX_FIRST_FRAME = 256 * 1024
 """Bytes of a frame before a known node has been heard on the connection."""
 
+MAX_BATCH = 16
+"""Frames that are handled before other tasks have a turn."""
+
 ENOUGH_UNSENT = 1024 * 1024
 """Bytes of output at which no further request is handled and no `message for you` made. So output is at most this, and
 one response.
@@ -74,6 +77,9 @@ class NodeEnvelopes(Protocol):
     def take_outgoing(self) -> list[bytes]:
         """Remove and return envelopes that answer envelopes."""
 
+    def request_id(self, request: MojoRequest, encoded: bytes) -> bytes:
+        """The id of a request, which its response refers to."""
+
 
 class ServiceConnection:
     """A connection of nodes that use the relay service. Implements `FastReceiver`."""
@@ -86,8 +92,9 @@ class ServiceConnection:
         guard: FreshnessGuard,
         random: Callable[[int], bytes],
         now: Callable[[], float],
+        frames: FrameReader | None = None,
     ) -> None:
-        """`guard` belongs to the relay, as the service does."""
+        """`guard` belongs to the relay, as the service does. `frames` has what was read already."""
         self.outgoing = bytearray()
         self.on_output: Callable[[], None] = _ignore
         self._own_id = own_id
@@ -96,7 +103,9 @@ class ServiceConnection:
         self._guard = guard
         self._random = random
         self._now = now
-        self._frames = FrameReader(MAX_FIRST_FRAME)
+        self.heard: bytes | None = None  # the last known node that sent a message
+        self._frames = frames or FrameReader()
+        self._frames.limit = MAX_FIRST_FRAME
         self._requests = RequestTable()
 
     @property
@@ -104,23 +113,34 @@ class ServiceConnection:
         """When to call `due` next; infinity if nothing is outstanding."""
         return self._requests.next_deadline
 
-    def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Handle bytes that were read, and what was left before, until `ENOUGH_UNSENT`: then read no more, and call
-        this again, with no bytes, once there is room.
+    def receive(self, data: bytes | bytearray | memoryview) -> bool:
+        """Handle bytes that were read, and what was left before. Returns False after `MAX_BATCH` frames or with
+        `ENOUGH_UNSENT` bytes of output: then read no more, and call this again, with no bytes, after other tasks had
+        their turn and there is room.
 
         Raises `RemoteProtocolError`, or `NotAllowedError` for a node that is not known; `outgoing` may have a last
         message then.
         """
         self._frames.feed(data)
-        while len(self.outgoing) < ENOUGH_UNSENT and (envelope := self._frames.next_message()) is not None:
+        for _ in range(MAX_BATCH):
+            if len(self.outgoing) >= ENOUGH_UNSENT:
+                return False
+            if (envelope := self._frames.next_message()) is None:
+                return True
             messages = self._envelopes.open(envelope)
             for answer in self._envelopes.take_outgoing():
                 self.outgoing += pack_frame(answer)
             for sender, packed in messages:
-                if not self._service.knows(sender):  # before anything is decompressed for it
-                    raise NotAllowedError(f"node {id_text(sender)} is not known to this relay")
-                self._frames.limit = self._service.max_message_bytes + FRAME_OVERHEAD
-                self._handle(sender, self._envelopes.unpack(packed))
+                self.accept(sender, packed)
+        return False
+
+    def accept(self, sender: bytes, packed: bytes) -> None:
+        """Handle a message that `sender` sent. Raises as `receive`."""
+        if not self._service.knows(sender):  # before anything is decompressed for it
+            raise NotAllowedError(f"node {id_text(sender)} is not known to this relay")
+        self.heard = sender
+        self._frames.limit = self._service.max_message_bytes + FRAME_OVERHEAD
+        self._handle(sender, self._envelopes.unpack(packed))
 
     def on_written(self) -> None:
         """The kernel took output."""
@@ -144,7 +164,8 @@ class ServiceConnection:
         encoded = request.encode()
         try:
             sealed = self._envelopes.seal(node, encoded)
-            entry = self._requests.add(request, encoded, self._now(), DEFAULT_TIMEOUT)
+            request_id = self._envelopes.request_id(request, encoded)
+            entry = self._requests.add(request, request_id, self._now(), DEFAULT_TIMEOUT)
         except (LimitReachedError, LocalProtocolError):
             return None
         self._guard.note_sent(node, entry.message_id)
@@ -159,7 +180,7 @@ class ServiceConnection:
             return
         if message.recipient != self._own_id:
             raise RemoteProtocolError("EGTP request is for another node than the envelope")
-        request_id = id_of(encoded)
+        request_id = self._envelopes.request_id(message, encoded)
         response = self._respond(sender, message, request_id)
         if self._envelopes.can_be_replayed:  # its id must be new, also if the request is a replay
             response = replace(response, header={**response.header, b"nonce": self._random(ID_OCTETS)})

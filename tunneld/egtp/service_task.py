@@ -30,7 +30,6 @@ async def serve_node(connection: socket.socket, node: ServiceConnection, keepali
     set_keepalive(connection, keepalive)
     task = _ServiceTask(connection, node)
     node.on_output = task.wake
-    task.wake()  # what was fed before may have answers
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.read, nursery.cancel_scope)
@@ -57,14 +56,15 @@ class _ServiceTask:
     async def read(self, scope: trio.CancelScope) -> None:
         """Read until the connection ends; then cancel `scope`."""
         try:
-            while data := await self._receive():
-                self._node.receive(data)
+            done, data = self._node.receive(b""), b"-"
+            while data:
                 self.wake()
-                while len(self._node.outgoing) >= ENOUGH_UNSENT:
-                    self._has_room = trio.Event()
-                    await self._has_room.wait()
-                    self._node.receive(b"")
-                    self.wake()
+                if done:
+                    data = await self._receive()
+                    done = self._node.receive(data)
+                else:
+                    await self._room()
+                    done = self._node.receive(b"")
             self._end("the node closed the connection", scope)
         except (RemoteProtocolError, NotAllowedError) as problem:
             self._send_last()
@@ -89,6 +89,13 @@ class _ServiceTask:
         if not scope.cancel_called:
             self.reason = reason
             scope.cancel()
+
+    async def _room(self) -> None:
+        """Let other tasks have a turn, and wait until little output is unsent."""
+        await trio.lowlevel.checkpoint()
+        while len(self._node.outgoing) >= ENOUGH_UNSENT:
+            self._has_room = trio.Event()
+            await self._has_room.wait()
 
     async def _receive(self) -> bytes:
         while True:

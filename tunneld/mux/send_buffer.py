@@ -47,8 +47,8 @@ class SendBuffer:
     """Moves the codec's `outgoing` bytes into the connection and makes channels wait while it is full."""
 
     __slots__ = (
-        "_closed", "_coalesce", "_connection", "_flush_at", "_on_lost", "_outgoing", "_pause_at", "_paused", "_pump",
-        "_scheduled", "blocked",
+        "_closed", "_coalesce", "_connection", "_flush_at", "_flush_size", "_on_lost", "_outgoing", "_pause_at",
+        "_paused", "_pump", "_scheduled", "blocked",
     )  # fmt: skip
 
     def __init__(
@@ -58,9 +58,10 @@ class SendBuffer:
         outgoing: bytearray,
         limits: CarrierLimits,
         on_lost: Callable[[str], None],
+        flush_size: int = FLUSH_SIZE,
     ) -> None:
         """`outgoing` stays shared with the codec, which appends to it. `on_lost` is called with the reason when a write
-        fails.
+        fails. `flush_size` bytes of pending output are written at once.
         """
         self.blocked = False  # the connection accepts nothing until it is writable
         self._pump = pump
@@ -69,6 +70,7 @@ class SendBuffer:
         self._pause_at = limits.pause_at
         self._coalesce = limits.coalesce
         self._on_lost = on_lost
+        self._flush_size = flush_size
         self._paused: dict[Channel, None] = {}  # an ordered set; a channel that asks again keeps its place
         self._scheduled = False  # a flush comes after the batch
         self._flush_at = 0.0  # the latest time for it
@@ -83,7 +85,7 @@ class SendBuffer:
             self._scheduled = True
             self._flush_at = now + self._coalesce
             self._pump.call_after_batch(self.flush)
-        if len(self._outgoing) >= FLUSH_SIZE or now >= self._flush_at:
+        if len(self._outgoing) >= self._flush_size or now >= self._flush_at:
             self.flush()
 
     def send_capacity(self, channel: Channel) -> int:

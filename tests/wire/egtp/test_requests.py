@@ -34,7 +34,7 @@ def response(asked: MojoRequest) -> MojoResponse:
 
 
 def add(table: RequestTable, asked: MojoRequest, now: float = 0, **timeouts: float) -> OutstandingRequest:
-    return table.add(asked, asked.encode(), now, **timeouts)
+    return table.add(asked, id_of(asked.encode()), now, **timeouts)
 
 
 def test_every_state_knows_every_input_or_is_over() -> None:

@@ -14,6 +14,11 @@ streams and there is no order. One message on its way:
     addresses  the address of a node: its strategies, and which of two is better
     relaying   the bodies of the messages with which a relay passes envelopes on
     packing    compression inside the envelope
+    envelope   the modern envelope, whose TLS is in `tunneld.egtp.session`
+    streams    byte streams in messages: frames, and the state of each stream
+    delivery   numbers messages, so that each is delivered once and in order
+    attaching  how a node attaches to its streams
+    fast       the two messages that carry streams, by their fixed beginnings
     mesgen     the envelope of 2002, which is weak; only this package needs cryptography
 
 There is no specification. The facts were read in the Python implementation of 2002 and checked against its output

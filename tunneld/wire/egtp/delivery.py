@@ -1,12 +1,13 @@
 """Numbered messages: each arrives once and in order, although the way between two nodes loses, repeats and reorders
 them. Pure; the time is an argument.
 
-    sender     Outbox   keeps each message until the response to it came, and says which are to be sent again
+    sender     Outbox   keeps each message until it is acknowledged, and says which are to be sent again
     receiver   Inbox    keeps what came too early, drops what came before
 
-A message that the inbox takes, or had taken before, is answered with a response, which acknowledges it. Responses may
-get lost and come late: the message is sent again then, and the second response has no effect. A message that the inbox
-has no room for is not answered, so it comes again, too.
+The response to a message acknowledges it and all before it: the receiver has them. So it need not answer each, only the
+last that it got in a turn, and those that come again. Responses may get lost and come late: the message is sent again
+then, and the second response has no effect. An early message is not answered, whether it was kept or not, so it comes
+again, too.
 
 Numbers begin with 0 in each direction of an association. At most `WINDOW` messages, beginning with the first that is
 not acknowledged, are under way.
@@ -68,16 +69,20 @@ class Outbox:
         self.octets += len(frames)
         return number
 
-    def acknowledge(self, number: int) -> None:
-        """A response to this message came. It may have come before."""
-        message = self._unacknowledged.pop(number, None)
-        if message is not None:
-            self.octets -= len(message.frames)
-
     def acknowledge_before(self, number: int) -> None:
-        """The peer says that it has every message before this one."""
+        """The peer has every message before this one. It may have said so before."""
         while self._unacknowledged and self._first < number:
-            self.acknowledge(self._first)
+            self.octets -= len(self._unacknowledged.pop(self._first).frames)
+
+    def waiting(self, max_octets: int) -> list[bytes]:
+        """The first messages that are not acknowledged: at least one if there is one, and no more than fit."""
+        found: list[bytes] = []
+        for message in self._unacknowledged.values():
+            max_octets -= len(message.frames)
+            if found and max_octets < 0:
+                break
+            found.append(message.frames)
+        return found
 
     def overdue(self, now: float, timeout: float) -> list[SentMessage]:
         """The messages to be sent again: no response came for `timeout` seconds. They count as sent now."""
@@ -101,17 +106,19 @@ class Inbox:
         self._max_octets = max_octets
 
     def receive(self, number: int, frames: Received) -> list[Received] | None:
-        """Take a message. Returns what is to be delivered now, in order; None: it is not to be answered."""
+        """Take a message. Returns what is to be delivered now, in order, nothing for one that came before; None: it is
+        early, and not to be answered.
+        """
         if number == self.next:
             self.next += 1
             return [frames, *self._following()] if self._early else [frames]
-        if number < self.next or number in self._early:
+        if number < self.next:
             return []
-        if number >= self.next + WINDOW or self._octets + len(frames) > self._max_octets:
-            return None
-        self._early[number] = frames
-        self._octets += len(frames)
-        return []
+        has_room = number < self.next + WINDOW and self._octets + len(frames) <= self._max_octets
+        if has_room and number not in self._early:
+            self._early[number] = frames
+            self._octets += len(frames)
+        return None
 
     def _following(self) -> list[Received]:
         found = []

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from tunneld.errors import LimitReachedError, LocalProtocolError, RemoteProtocolError
-from tunneld.wire.egtp.ids import id_of
 from tunneld.wire.egtp.messages import RESPONSE, MojoRequest, MojoResponse
 from tunneld.wire.egtp.relaying import canonical_kind
 
@@ -90,12 +89,12 @@ class RequestTable:
     def add(
         self,
         request: MojoRequest,
-        encoded: bytes,
+        message_id: bytes,
         now: float,
         timeout: float = DEFAULT_TIMEOUT,
         soft_timeout: float = math.inf,
     ) -> OutstandingRequest:
-        """Note a request that is about to be sent to its recipient; `encoded` is what `request.encode` returned.
+        """Note a request that is about to be sent to its recipient; `message_id` is what a response will refer to.
 
         Raises `LocalProtocolError` for a timeout out of range or a message that is outstanding already (its nonce was
         used twice), `LimitReachedError` if too many are outstanding.
@@ -106,7 +105,6 @@ class RequestTable:
             )
         if len(self._requests) >= self._limit:
             raise LimitReachedError(f"too many EGTP requests wait for a response: {self._limit}; try again later")
-        message_id = id_of(encoded)
         if message_id in self._requests:
             raise LocalProtocolError("the same EGTP request is outstanding already; use a new nonce")
         entry = OutstandingRequest(message_id, request.kind, request.recipient, now + timeout, now + soft_timeout)

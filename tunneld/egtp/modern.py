@@ -1,0 +1,44 @@
+"""The modern envelope on a connection of a node that uses the relay service. No input or output.
+
+A session belongs to its connection and to one node, and TLS prevents replays. Messages are not compressed, and the id
+of a request is its nonce, as on the connections of tunnels (`wire.egtp.fast`).
+"""
+
+from __future__ import annotations
+
+from tunneld.egtp.session import NodeSession
+from tunneld.errors import LocalProtocolError
+from tunneld.wire.egtp.messages import MojoRequest
+
+
+class ModernEnvelopes:
+    """The envelopes of an established session. Implements `NodeEnvelopes`."""
+
+    can_be_replayed = False
+
+    def __init__(self, session: NodeSession) -> None:
+        assert session.peer is not None
+        self._session = session
+        self._peer = session.peer.digest
+
+    def open(self, envelope: bytes) -> list[tuple[bytes, bytes]]:
+        """See `NodeEnvelopes.open`."""
+        return [(self._peer, bytes(message)) for message in self._session.receive(memoryview(envelope))]
+
+    def unpack(self, packed: bytes) -> bytes:
+        """See `NodeEnvelopes.unpack`."""
+        return packed
+
+    def seal(self, node: bytes, message: bytes) -> bytes:
+        """See `NodeEnvelopes.seal`."""
+        if node != self._peer:
+            raise LocalProtocolError("a session has one peer")
+        return b"".join(self._session.seal(message))
+
+    def take_outgoing(self) -> list[bytes]:
+        """See `NodeEnvelopes.take_outgoing`."""
+        return self._session.take_outgoing()
+
+    def request_id(self, request: MojoRequest, _encoded: bytes) -> bytes:
+        """See `NodeEnvelopes.request_id`."""
+        return request.nonce
