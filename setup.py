@@ -26,7 +26,7 @@ HOT = {
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
     "egtp": "carrier channel link output",
     "sites": "body connection deadline end_owner endings fields heads input stream",
-    "tunnel": "keys server_side tunnel visitor visitors waiting",
+    "tunnel": "keys server_side servers tunnel visitor visitors waiting",
     "tunnel/ingress": "host ingress port proxy_header",
     "backends": "egtp keyed mux_side parked queue tcp webmux",
     "backends/ssh": "forwarded side",

@@ -1,4 +1,4 @@
-"""`ssh -R` with an `sshd` and keys that exist for the length of the run."""
+"""`ssh -R` and `ssh -J` with `sshd` and keys that exist for the length of the run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UseDNS no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
-AllowTcpForwarding remote
+AllowTcpForwarding {forwarding}
 Ciphers {cipher}
 """
 
@@ -39,13 +39,71 @@ def forward(crew: Crew, server: Address) -> tuple[Child, Address]:
     for name in ("host", "visitor"):
         make_key(crew.folder / name)
     listen = (LOOPBACK, free_port())
-    config = crew.file("sshd_config", SSHD.format(listen=listen, folder=crew.folder, cipher=CIPHER))
+    config = crew.file(
+        "sshd_config", SSHD.format(listen=listen, folder=crew.folder, cipher=CIPHER, forwarding="remote")
+    )
     if os.getuid() == 0:
         crew.share(separation_folder())
     daemon = crew.start("sshd", [need("sshd"), "-D", "-e", "-f", config])
     daemon.listening(listen[1])
     client = crew.start("ssh", command(crew.folder / "visitor", listen, server))
     return daemon, (LOOPBACK, client.line(allocated))
+
+
+SSH = """
+Host *
+    BatchMode yes
+    Ciphers {cipher}
+    ExitOnForwardFailure yes
+    GlobalKnownHostsFile {null}
+    IdentitiesOnly yes
+    IdentityAgent none
+    IdentityFile {folder}/visitor
+    StrictHostKeyChecking no
+    User {user}
+    UserKnownHostsFile {null}
+Host jump
+    HostName {jump[0]}
+    Port {jump[1]}
+Host hidden
+    HostName {hidden[0]}
+    Port {hidden[1]}
+    ProxyJump jump
+"""
+
+
+def jump(crew: Crew, server: Address) -> tuple[Child, Address]:
+    """Start two sshd, and a client that reaches the second through the first, and the server from there. Returns the
+    first sshd and the address for visitors. Raises `BenchError`.
+    """
+    for name in ("host", "visitor"):
+        make_key(crew.folder / name)
+    if os.getuid() == 0:
+        crew.share(separation_folder())
+    daemons, addresses = [], []
+    for name in ("jump", "hidden"):
+        listen = (LOOPBACK, free_port())
+        text = SSHD.format(listen=listen, folder=crew.folder, cipher=CIPHER, forwarding="local")
+        daemon = crew.start(f"sshd ({name})", [need("sshd"), "-D", "-e", "-f", crew.file(f"sshd_{name}", text)])
+        daemon.listening(listen[1])
+        daemons.append(daemon)
+        addresses.append(listen)
+    config = crew.file(
+        "ssh_config",
+        SSH.format(
+            cipher=CIPHER,
+            null=os.devnull,
+            folder=crew.folder,
+            user=getpass.getuser(),
+            jump=addresses[0],
+            hidden=addresses[1],
+        ),
+    )
+    port = free_port()
+    local = f"{LOOPBACK}:{port}:{server[0]}:{server[1]}"
+    client = crew.start("ssh", [need("ssh"), "-F", config, "-N", "-T", "-L", local, "hidden"])
+    client.listening(port)
+    return daemons[0], (LOOPBACK, port)
 
 
 def command(key: Path | None, sshd: Address, server: Address) -> list[str | Path]:

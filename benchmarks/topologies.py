@@ -16,6 +16,7 @@ from benchmarks import peers, ssh
 from benchmarks.processes import LOOPBACK, Address, Child, Crew, descriptor_limit, find, free_port, need
 from benchmarks.servers import nginx_basics, nginx_command
 from benchmarks.versions import nginx_module
+from tunneld.tls.identity import Identity
 from tunneld.tls.self_signed import make_self_signed
 
 
@@ -97,24 +98,50 @@ def ours(backend: str, *, tls: bool = False, python: str = sys.executable) -> Ca
     """
 
     def build(crew: Crew, server: Address) -> Reach:
-        text, trust = TUNNEL_TOML, []
-        if tls:
-            made = make_self_signed(LOOPBACK)
-            text += TLS_TOML.format(
-                certificate=crew.file("relay.pem", made.certificate.decode()),
-                key=crew.file("relay.key", made.key.decode()),
-            )
-            trust = ["--pin", made.pin]
-        config = crew.file("tunnel.toml", text)
-        daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
-        control = daemon.line(_control_uri)
-        relay = ["--relay", f"{control.scheme}://{control.hostname}:{control.port}", *trust, "--backend", backend]
-        command = ["expose", f"{server[0]}:{server[1]}", *relay, "--quiet"]
+        daemon, relay = _relay(crew, tls=tls, python=python)
+        command = ["expose", f"{server[0]}:{server[1]}", *relay, "--backend", backend, "--quiet"]
         agent = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command])
         public = agent.line(lambda line: urlsplit(line.strip()) if line.startswith("tcp://") else None)
         return Reach((public.hostname or "", public.port or 0), daemon)
 
     return build
+
+
+def ours_private(*, python: str = sys.executable) -> Callable[[Crew, Address], Reach]:
+    """The same with TLS, and a private tunnel: a third process of ours, `tunnel visit`, is beside the client."""
+
+    def build(crew: Crew, server: Address) -> Reach:
+        daemon, relay = _relay(crew, tls=True, python=python)
+        host, visitor = Identity.create(), Identity.create()
+        host.save(crew.folder / "host.pem")
+        visitor.save(crew.folder / "visitor.pem")
+        keys = [f"{crew.folder}/{name}.pem" for name in ("host", "visitor")]
+        private = ["--private", "--name", "bench", "--admit", str(visitor.id), "--identity", keys[0]]
+        command = ["expose", f"{server[0]}:{server[1]}", *relay, *private, "--quiet"]
+        agent = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command])
+        agent.line(lambda line: line if line.startswith("private://") else None)
+        command = ["visit", f"bench@{host.id}", *relay, "--identity", keys[1], "--quiet"]
+        visit = crew.start("tunnel visit", [python, "-P", "-c", TUNNEL, *command])
+        local = visit.line(lambda line: urlsplit(f"tcp://{line.strip()}") if line.startswith(LOOPBACK) else None)
+        return Reach((local.hostname or "", local.port or 0), daemon)
+
+    return build
+
+
+def _relay(crew: Crew, *, tls: bool, python: str) -> tuple[Child, list[str]]:
+    """Start `tunneld`; returns it, and the options by which `tunnel` reaches it."""
+    text, trust = TUNNEL_TOML, []
+    if tls:
+        made = make_self_signed(LOOPBACK)
+        text += TLS_TOML.format(
+            certificate=crew.file("relay.pem", made.certificate.decode()),
+            key=crew.file("relay.key", made.key.decode()),
+        )
+        trust = ["--pin", made.pin]
+    config = crew.file("tunnel.toml", text)
+    daemon = crew.start("tunneld", [python, "-P", "-c", TUNNELD, "--config", config, "--log-format", "json"])
+    control = daemon.line(_control_uri)
+    return daemon, ["--relay", f"{control.scheme}://{control.hostname}:{control.port}", *trust]
 
 
 SSH_TOML = """
@@ -211,6 +238,12 @@ def openssh(crew: Crew, server: Address) -> Reach:
     return Reach(public, daemon)
 
 
+def ssh_jump(crew: Crew, server: Address) -> Reach:
+    """`ssh -J`: encrypted end to end through a relay, which is an `sshd`, one connection for all visitors."""
+    daemon, local = ssh.jump(crew, server)
+    return Reach(local, daemon)
+
+
 def peer(build: peers.Build) -> Callable[[Crew, Address], Reach]:
     """Another tunnel program, see peers.py."""
 
@@ -232,6 +265,9 @@ TOPOLOGIES = (
     Topology("webmux-compiled", "compiled webmux", (COMPILED,), ours("webmux", python=COMPILED)),
     Topology("webmuxs-compiled", "compiled webmux+TLS", (COMPILED,), ours("webmux", tls=True, python=COMPILED)),
     Topology("egtp-compiled", "compiled egtp", (COMPILED,), ours("egtp", python=COMPILED)),
+    Topology("private", "private tunnel", (), ours_private(), idle=False),
+    Topology("private-compiled", "compiled private", (COMPILED,), ours_private(python=COMPILED), idle=False),
+    Topology("ssh-jump", "ssh -J", ("ssh", "sshd", "ssh-keygen"), ssh_jump, idle=False),
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),
     Topology("ssh", "ssh -R", ("ssh", "sshd", "ssh-keygen"), openssh),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.support.counting import SCRIPT
 from tests.support.named import Named, ResponseReader, named
 from tests.support.programs import free_port, listening
 from tests.support.smuggling import NAME, Case, cases
+from tests.support.system import lacking
 
 MARKER = b"GET /marker HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % NAME
 
@@ -29,6 +34,20 @@ http {{
         location / {{ return 200 $request_uri; }}
     }}
 }}
+"""
+
+
+HAPROXY = """
+global
+    log stdout format raw local0
+defaults
+    mode http
+    timeout client 20s
+frontend count
+    bind 127.0.0.1:{port}
+    log global
+    log-format "%HM %HU"
+    http-request return status 200 content-type text/plain lf-string "%[path]"
 """
 
 
@@ -174,6 +193,54 @@ async def test_nginx_counts_the_same_requests(tmp_path: Path, program_path: Call
     assert counts == dict.fromkeys(passed, 1)
     assert "/smuggled" not in seen
     assert seen.count("/marker") in (len(passed), len(passed) + 1)
+
+
+@asynccontextmanager
+async def counting(kind: str, folder: Path, find: Callable[[str], str]) -> AsyncIterator[tuple[str, Path]]:
+    """Run a server that notes the requests that it has read; yields its port and the file."""
+    port, file = await free_port(), folder / "counted"
+    file.touch()
+    python = [sys.executable, "-m"]
+    if kind == "node":
+        (folder / "server.js").write_text(SCRIPT)
+        command = [find("node"), str(folder / "server.js"), str(port)]
+    elif kind == "haproxy":
+        (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port))
+        command = [find("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+    elif kind == "gunicorn":
+        application = ["--worker-class", "gthread", "--threads", "4", "tests.support.counting:wsgi"]
+        command = [*python, "gunicorn", "--bind", f"127.0.0.1:{port}", *application]
+    else:
+        application = ["--http", kind.rpartition(" ")[2], "tests.support.counting:asgi"]
+        command = [*python, "uvicorn", "--port", str(port), "--log-level", "critical", *application]
+    if command[:2] == python and find_spec(command[2]) is None:
+        lacking(f"the Python package {command[2]} is not installed")
+    with file.open("a") as output:
+        environment = os.environ | {"COUNTED": str(file)}
+        async with listening(command, port, env=environment, stdout=output):
+            yield str(port), file
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "uvicorn with httptools", "uvicorn with h11", "gunicorn", "node"])
+async def test_servers_count_the_same_requests(tmp_path: Path, program_path: Callable[[str], str], kind: str) -> None:
+    """A server may refuse what the relay lets pass. But it reads each request once, and the marker behind it."""
+    numbered, wrong = dict(enumerate(cases().values())), {}
+    async with counting(kind, tmp_path, program_path) as (port, file), named(tmp_path, {"blog": port}) as site:
+        for number, case in numbered.items():
+            found = await answers(site, case, number)
+            if case.status is not None:
+                good = [status for status, _ in found] == [case.status]
+            else:
+                refused = len(found) == 2 and found[0][0] in {400, 501} and found[1] == (200, b"/marker")
+                good = refused or found == expected(case, number)
+            if not good:
+                wrong[number] = (case, found)
+    assert wrong == {}
+    seen = [line.split()[1].partition("?")[0] for line in file.read_text().splitlines()]
+    assert "/smuggled" not in seen
+    assert all(seen.count(f"/case{number}") <= 1 for number in numbered)
+    passed = sum(case.status is None for case in numbered.values())
+    assert seen.count("/marker") == passed
 
 
 @pytest.mark.parametrize("name", ["trailer of the relay", "trailers about the framing"])

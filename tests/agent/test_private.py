@@ -14,9 +14,8 @@ from trio.testing import MockClock
 from tests.agent.support import RecordingReporter
 from tests.engine.bench import open_descriptors, stream, tcp_pair
 from tests.support.private import ALICE, BOB, CAROL, make_home
-from tunneld.agent import private
 from tunneld.agent.config import PrivateSettings
-from tunneld.agent.private import MAX_PENDING, PREAMBLE_TIMEOUT, PrivateVisitors, protocol_of
+from tunneld.agent.private import MAX_PENDING, PREAMBLE_TIMEOUT, PrivateVisitors, context_for, protocol_of
 from tunneld.agent.source import SocketVisitor, VisitorConnection
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.portable import PortableEngine
@@ -227,6 +226,7 @@ def _unused(*_: object) -> None:
 
 
 def test_a_context_is_made_once_for_each_peer() -> None:
-    first = private._context(ALICE, BOB.certificate, "shell")
-    assert private._context(ALICE, BOB.certificate, "shell") is first
-    assert private._context(ALICE, CAROL.certificate, "shell") is not first
+    first = context_for(ALICE, BOB.certificate, "shell", server_side=True)
+    assert context_for(ALICE, BOB.certificate, "shell", server_side=True) is first
+    assert context_for(ALICE, CAROL.certificate, "shell", server_side=True) is not first
+    assert context_for(ALICE, BOB.certificate, "shell", server_side=False) is not first

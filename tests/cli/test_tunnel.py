@@ -253,7 +253,7 @@ async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         (["open", "a", "b"], 64, "more than one backend given"),
         (["expose", "nowhere"], 64, "invalid local server 'nowhere': expected PORT, HOST:PORT or unix:PATH"),
         (["expose", "http://localhost:80"], 64, "invalid local server 'http://localhost:80'"),
-        (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot"),
+        (["expose", "80", "--prot", "1"], 64, "unrecognized arguments: --prot 1; did you mean --port?\n"),
         (["list", "--relay", "https://relay.example.org"], 64, "invalid relay address 'https://relay.example.org'"),
         (["expose", "80", "--pool", "9", "--max-pool", "8"], 64, "--pool 9 is more than --max-pool 8"),
         (["expose", "80", "--port", "x"], 64, "not a port between 1 and 65535"),
@@ -263,6 +263,7 @@ async def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         (["list", "--relay", "tcp://127.0.0.1:1"], 69, "127.0.0.1:1"),
         (["list", "--relay", "no.such.host.invalid:7010"], 69, "no.such.host.invalid"),
         (["nonsense"], 64, "invalid choice"),
+        (["exposse", "80"], 64, "; did you mean expose?\n"),
         ([], 64, "required"),
     ],
 )

@@ -93,7 +93,7 @@ async def test_a_relay_without_ports_or_without_a_domain_says_so(relay: NamedRel
             await relay.open(host=host)
     relay.names.set_port("http", 0)
     relay.names.set_port("https", 0)
-    with pytest.raises(UsageError, match=r"this relay has no host names .*; leave host out"):
+    with pytest.raises(UsageError, match=r"this relay has no host names, .*; leave host out"):
         await relay.open(host="blog")
 
 

@@ -114,7 +114,7 @@ async def test_a_client_that_prefers_http_2_gets_http_1(tmp_path: Path, program_
 async def test_curl_speaks_http_2_where_that_is_on(tmp_path: Path, program_path: Find) -> None:
     contents, pki = assets(tmp_path), Pki.issue(tmp_path / "pki", HOST, f"web.{DOMAIN}")
     files = f'[[certificate]]\ncertificate = "{pki.folder}/relay.pem"\nkey = "{pki.folder}/relay.key"\n'
-    (tmp_path / "upload").write_bytes(content := b"".join(contents) * 10)
+    (tmp_path / "upload").write_bytes(content := b"".join(contents) * 4)
     async with (
         nginx(tmp_path, program_path) as static,
         application() as web,

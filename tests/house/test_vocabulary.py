@@ -165,6 +165,7 @@ COVERED_BY = {
     "tunnel/private_tunnels.py": "tunnel/ingress/test_ingress.py",
     "tunnel/keys.py": "backends/test_mux_side.py",
     "tunnel/server_side.py": "backends/test_mux_side.py",
+    "tunnel/servers.py": "tunnel/test_tunnel.py",
     "tunnel/snapshot.py": "daemon/handover/test_snapshot.py",
     "tunnel/spec.py": "tunnel/test_tunnel.py",
     "tunnel/visitor.py": "tunnel/test_waiting.py",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -64,6 +64,7 @@ class RelayAccess:
     carrier_session: ssl.SSLSession | None = field(
         default=None, repr=False, compare=False
     )  # for the next one to resume
+    visit_session: ssl.SSLSession | None = field(default=None, repr=False, compare=False)  # for the next one to resume
     dialing: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(MAX_CONCURRENT_DIALS), repr=False, compare=False
     )
@@ -79,18 +80,15 @@ class RelayAccess:
                 with suppress(UsageError):  # for example while the file is being written
                     self.credential = refused[0], self.reread_secret()
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Client]:
-        """Open a control connection, for the length of the `async with`. Raises as `tunneld.client.connect`."""
-        async with connect(
+    def connect(self) -> AbstractAsyncContextManager[Client]:
+        """Open a control connection, for the length of an `async with`. Raises as `tunneld.client.connect`."""
+        return connect(
             self.where,
             tls=self.tls,
             timeout=self.timeout,
             credential=self.credential,
             secret_source=self.secret_source,
-        ) as client:
-            self.shares_port = client.shares_port
-            yield client
+        )
 
     async def dial_carrier(self, uri: Endpoint) -> socket.socket | TlsSocket:
         """Connect to the port of a webmux server URI, or to the one that it shares with the control connection; the
@@ -127,6 +125,8 @@ class RelayAccess:
             exchange = ControlExchange(str(endpoint), stream, self.timeout)
             _version, features = await receive_greeting(exchange, endpoint)
             method = features.get("auth", "none")
+            if isinstance(connection, TlsSocket):
+                self.visit_session = connection.session(self.visit_session)
             if self.credential is not None or "@" in what:
                 await authenticate(exchange, endpoint, method, self.credential, self.secret_source)
             exchange.timeout += wait
@@ -145,7 +145,11 @@ class RelayAccess:
             if endpoint.scheme == "tcp":
                 return connection
             return await shake_hands(
-                connection, self._tls_context(), server_hostname=endpoint.host, protocol=CONTROL_PROTOCOL
+                connection,
+                self._tls_context(),
+                server_hostname=endpoint.host,
+                protocol=CONTROL_PROTOCOL,
+                session=self.visit_session,
             )
 
     async def dial_keyed(

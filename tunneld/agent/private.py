@@ -138,7 +138,7 @@ class PrivateVisitors:
         """Send our certificate, and begin the handshake. `rest` was received behind the visitor's."""
         name = "" if peer.is_invited else self.address.name
         try:
-            context = _context(peer.host, certificate, name)
+            context = context_for(peer.host, certificate, name, server_side=True)
             end.send(encode_certificate(peer.host.certificate))
         except (OSError, TunneldError) as error:
             end.reset("not served")
@@ -277,6 +277,7 @@ def protocol_of(name: str) -> str:
     return f"tunneld-private/1:{name}" if name else "tunneld-private/1"
 
 
-@lru_cache(maxsize=64)  # a peer visits again and again, and making a context takes half a millisecond
-def _context(host: Identity, certificate: bytes, name: str) -> ssl.SSLContext:
-    return peer_context(host, certificate, server_side=True, protocol=protocol_of(name))
+@lru_cache(maxsize=64)  # a peer visits again and again, and making a context takes longer than the handshake
+def context_for(own: Identity, certificate: bytes, name: str, *, server_side: bool) -> ssl.SSLContext:
+    """The context of one end of a visit, see `peer_context`."""
+    return peer_context(own, certificate, server_side=server_side, protocol=protocol_of(name))

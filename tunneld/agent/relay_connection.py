@@ -143,6 +143,7 @@ class RelayConnection:
         try:
             async with self.access.connect() as client:
                 connected_at = trio.current_time()
+                self.access.shares_port = client.shares_port
                 self._client, self._reason, self._was_connected = client, None, True
                 self._notify_changed()
                 lost = await client.wait_lost()

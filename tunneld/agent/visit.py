@@ -18,7 +18,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
-from tunneld.agent.private import HANDSHAKE_TIMEOUT, protocol_of
+from tunneld.agent.private import HANDSHAKE_TIMEOUT, context_for, protocol_of
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
@@ -43,7 +43,7 @@ from tunneld.net.endpoint import format_peer
 from tunneld.net.node_id import NodeId
 from tunneld.policy.rates import LogLimiter
 from tunneld.tls.connection import TlsSocket
-from tunneld.tls.identity import Identity, node_id, peer_context
+from tunneld.tls.identity import Identity, node_id
 from tunneld.tls.one_time import OneTimeCode
 from tunneld.wire.preamble import CERTIFICATE, MAX_MESSAGE, encode_certificate, parse_preamble
 
@@ -148,7 +148,7 @@ class _HostAwaited:
             shown = node_id(message.body)
             if shown != tunnel.host:
                 raise RemoteProtocolError(f"its id is {shown}, not {tunnel.host}")
-            context = peer_context(tunnel.identity, message.body, server_side=False, protocol=protocol_of(tunnel.name))
+            context = context_for(tunnel.identity, message.body, tunnel.name, server_side=False)
         except RemoteProtocolError as error:
             self._fail(
                 RemoteProtocolError(

@@ -96,11 +96,13 @@ class Board:
         self.err = err
         self._rows: dict[Row, None] = {}
         self._drawn: list[str] = []
+        self._used = trio.Event()  # a row was added
 
     def add(self, name: str, stats: Callable[[], Stats]) -> Row:
         """Add a line for an exposure. A previous exposure of the same name keeps its own until it is removed."""
         row = Row(name, stats)
         self._rows[row] = None
+        self._used.set()
         return row
 
     def remove(self, row: Row) -> None:
@@ -117,6 +119,7 @@ class Board:
 
     async def run(self) -> None:
         """Redraw the status lines until cancelled, then erase them."""
+        await self._used.wait()
         try:
             while True:
                 rows = sorted(self._rows, key=lambda row: row.name)  # stable: a successor comes second

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -36,6 +37,10 @@ MAX_USAGE_LINES = 6
 """Lines of usage printed above an error; a longer usage is abbreviated."""
 INTERRUPTED = 128 + SIGINT
 """The exit status after Ctrl-C, as a shell reports it."""
+
+
+_MISTYPED = re.compile(r"(?:invalid choice: |unrecognized arguments: )'?(?P<word>[\w-]+)")
+"""The errors of `argparse` about a word that it does not know."""
 
 
 class OutputError(TunneldError):
@@ -93,8 +98,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit with status 64."""
         complain(self._brief_usage(), end="")
-        complain(_as_error(f"{self.prog}: {message}"))
+        complain(_as_error(f"{self.prog}: {message}{self._hint(message)}"))
         raise SystemExit(os.EX_USAGE)
+
+    def _hint(self, message: str) -> str:
+        """The command or option that was probably meant, if one is similar."""
+        found = _MISTYPED.search(message)
+        if found is None:
+            return ""
+        import difflib  # noqa: PLC0415 - only mistakes need it
+
+        known = [option for action in all_actions(self) for option in action.option_strings]
+        if not found["word"].startswith("-"):
+            known = [str(name) for action in self._actions for name in action.choices or ()]
+        near = difflib.get_close_matches(found["word"], known, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def _brief_usage(self) -> str:
         """Format the usage, without options if there are so many that they would hide the error."""
@@ -121,6 +139,15 @@ class _PrintCompletion(argparse.Action):
         parser.fill_all()
         say(script(parser, shell))
         parser.exit()
+
+
+def all_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments and options of a parser, and of its commands as far as they have been filled."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from all_actions(inner)
 
 
 def run(program: str, command: Callable[[], int]) -> int:
@@ -164,8 +191,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+_LAYOUT = {ord("\n"): None, ord("\t"): None}
+
+
 def printable_lines(text: str) -> str:
     """Do the same for text that consists of lines, perhaps with tabs."""
+    if text.translate(_LAYOUT).isprintable():
+        return text
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 

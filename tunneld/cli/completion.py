@@ -7,9 +7,10 @@ the characters of ids and names, because bash expands the words that it chooses 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 import shtab
+
+from tunneld.cli.common import all_actions
 
 LIST = "tunnel list --timeout 2 2>/dev/null </dev/null | cut -f1,2"
 """Prints the id and the name of each tunnel. Without a terminal, no secret is asked for."""
@@ -29,17 +30,9 @@ TUNNEL: dict[str, str | dict[str, str]] = {
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The completion script of a parser whose commands have their options."""
-    for action in _actions(parser):
+    for action in all_actions(parser):
         if action.metavar == "FILE":
             vars(action)["complete"] = shtab.FILE
         elif action.metavar == "REF":
             vars(action)["complete"] = TUNNEL
     return shtab.complete(parser, shell)
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from _actions(inner)

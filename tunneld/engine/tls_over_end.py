@@ -22,6 +22,10 @@ from tunneld.tls.session import TlsSession
 
 MAX_RECORD: Final = 1 << 14
 """Plaintext bytes of one record (RFC 8446 §5.1): what OpenSSL may hold beside the bytes that it was just given."""
+SCRATCH: Final = 8 * MAX_RECORD
+"""Bytes into which an end decrypts at a time: what comes from below at once, and a record."""
+_scratch: Final[list[bytearray]] = []
+"""One such buffer that no end is using: what is in it is valid only during the call of a handler."""
 
 
 class TlsOverEnd(BufferedEnd):
@@ -211,10 +215,15 @@ class TlsOverEnd(BufferedEnd):
 
     def _read(self, count: int) -> None:
         """Decrypt what is complete of the last `count` bytes and those before. Raises OSError."""
-        with memoryview(bytearray(count + MAX_RECORD)) as plain:
+        scratch = _scratch.pop() if _scratch else bytearray(SCRATCH)
+        if count + MAX_RECORD > len(scratch):
+            scratch = bytearray(count + MAX_RECORD)
+        with memoryview(scratch) as plain:
             filled = self._tls.decrypt(plain)
             if filled:
                 self.feed(plain[:filled])
+        if len(scratch) == SCRATCH and not _scratch:
+            _scratch.append(scratch)
         if self._tls.ended and not self.closed:
             self.feed_eof()
             self._release_if_finished()
@@ -224,7 +233,14 @@ class TlsOverEnd(BufferedEnd):
         if self.closed or self._below.closed or self.write_failure is not None:
             return
         unsent = self._unsent
-        unsent += self._tls.take_output()
+        capacity = 0 if unsent else self._below.send_capacity()  # first: it may call `on_writable`, and so this method
+        output = self._tls.take_output()
+        if capacity and output and not unsent:  # most of it without a copy
+            unsent += output[capacity:]
+            with memoryview(output) as whole:
+                self._below.write(whole[: min(capacity, len(whole))])
+        else:
+            unsent += output
         while unsent:
             capacity = self._below.send_capacity()
             if not capacity:

@@ -50,9 +50,9 @@ nothing (CVE-2023-44487). A person who stops loading a page cancels some tens.
 """
 MAX_IDLE_FRAMES = 1000
 """Frames in a row that neither open a stream nor carry or request data."""
-STREAM_WINDOW = 64 * 1024
-"""Bytes of a body that a visitor may send ahead on a stream: 5 Mbit/s at 100 ms."""
-CONNECTION_WINDOW = 256 * 1024
+STREAM_WINDOW = 256 * 1024
+"""Bytes of a body that a visitor may send ahead on a stream: 20 Mbit/s at 100 ms."""
+CONNECTION_WINDOW = 512 * 1024
 """The same on all streams of a connection together: what one visitor makes the relay keep."""
 PAIR_BUFFER = 32 * 1024
 """Bytes in each direction of a socket pair."""

@@ -68,7 +68,9 @@ class SharedNames:
     def check(self, *, keeps_tls: bool = False) -> None:
         """Raise `UsageError` where this relay has no host names, or none whose TLS may end at the hidden server."""
         if not self.is_open:
-            raise UsageError("this relay has no host names (names.http, names.https); leave host out")
+            raise UsageError(
+                "this relay has no host names, as neither names.http nor names.https is set; leave host out"
+            )
         if keeps_tls and not self.https_port:
             raise UsageError("this relay has no HTTPS port (names.https); leave tls=pass out")
 

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from tunneld.errors import ConfigError, RemoteProtocolError, reason_of
@@ -115,6 +116,7 @@ class Identity:
         return _public_key(self.certificate)
 
 
+@lru_cache(maxsize=256)
 def node_id(certificate: bytes) -> NodeId:
     """The id of the key in a certificate in DER. Raises `RemoteProtocolError` where it is no certificate with an
     Ed25519 key.

@@ -6,6 +6,7 @@ ingress/     where visitors come from: a port, or a host name on the ports that 
 visitor      a visitor: its end, and what is known of it
 waiting      the queue: pairs visitors with server connections
 visitors     the relayed ones: accepted or refused, relayed, counted
+servers      which hidden servers may connect, and what follows
 server_side  the contract between a tunnel and its backend, and what a dialled connection can do
 keys         the keys in the server URIs of ports that tunnels share
 tenants      what all tunnels of one owner share

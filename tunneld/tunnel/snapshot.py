@@ -5,6 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
 
 from tunneld.engine.handover import RelayState
 from tunneld.net.address import Address
@@ -12,6 +15,9 @@ from tunneld.net.endpoint import Peer
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
+
+if TYPE_CHECKING:
+    from tunneld.tunnel.tunnel import Tunnel
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,33 @@ class TunnelSnapshot:
                 one.close()
         for relay, _peer in self.relays:
             relay.close()
+
+
+def snapshot_of(tunnel: Tunnel, *, draining: bool) -> TunnelSnapshot:
+    """Take out of a tunnel what another process can continue, and end the rest. The caller owns the sockets."""
+    now = trio.current_time()
+    relays, cut = tunnel.visitors.export()
+    up, down = tunnel.octets
+    counters = TunnelCounters(
+        age=now - tunnel.opened_at,
+        idle=now - tunnel.idle_since,
+        idle_checks=tunnel.idle_checks,
+        served=tunnel.served,
+        refused={kind.value: count for kind, count in tunnel.refusals.items()},
+        up=up,
+        down=down,
+        quota_left=tunnel.visitors.quota_left,
+    )
+    return TunnelSnapshot(
+        spec=tunnel.spec,
+        draining=draining,
+        counters=counters,
+        ingresses=[ingress.export() for ingress in tunnel.ingresses],
+        waiting=tunnel.arrivals.export(),
+        server=tunnel.server_side.export(),
+        relays=relays,
+        cut=cut,
+    )
 
 
 QuarantinedPort = tuple[int, tuple[str, str], float]

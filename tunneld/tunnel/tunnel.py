@@ -20,28 +20,24 @@ does. A persistent one outlives its relays.
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import Enum
 
 import structlog
 import trio
 
 from tunneld.engine.engine import Engine
-from tunneld.net.address import Port
-from tunneld.net.endpoint import Endpoint, Peer, format_peer
-from tunneld.policy.admission import RefusalKind
+from tunneld.net.endpoint import Endpoint
 from tunneld.tunnel import timeouts
 from tunneld.tunnel.agents import TunnelAgents
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.ingress import open_ingresses
-from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover, TunnelContext
-from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot
+from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
+from tunneld.tunnel.servers import HiddenServers
+from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot, snapshot_of
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
 from tunneld.tunnel.waiting import WaitingVisitors
 
-NO_PUBLIC_PORT = 1
-"""Names the channels of a private tunnel. No relay has it as a public port: it belongs to tcpmux (RFC 1078)."""
 STOPPED = "the relay stopped"
 """The reason where no other was given: the task was cancelled together with all tunnels."""
 
@@ -79,6 +75,7 @@ class Tunnel:
             trio.current_time(),
         )
         self.spec = spec
+        self.id = spec.id  # a short name, unique in this process
         self.limits = limits
         self.opened_at, self.idle_since = now - counters.age, now - counters.idle
         self.idle_checks = counters.idle_checks
@@ -93,25 +90,22 @@ class Tunnel:
         self._exported = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
-        self._refusals = RefusalLog(spec.id, events, counters.refused)
-        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, self._refusals, self, counters)
+        refusals = RefusalLog(spec.id, events, counters.refused)
+        self.refusals = refusals.visitors  # how many were refused since it was opened, by the class of the reason
+        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, refusals, self, counters)
         self.arrivals = WaitingVisitors(limits, self.visitors)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
         self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by
         try:
-            self.server_side = backend(self._context(takeover))
+            hidden_servers = HiddenServers(self, engine, events, refusals)
+            self.server_side = backend(hidden_servers.context(snapshot, takeover))
         except BaseException:
             self._close_ingresses()
             raise
         spec.tenant.server_sides.add(self.server_side)
 
     # State
-
-    @property
-    def id(self) -> str:
-        """A short name, unique in this process."""
-        return self.spec.id
 
     @property
     def phase(self) -> Phase:
@@ -127,14 +121,6 @@ class Tunnel:
     def client_uri(self) -> Endpoint:
         """The public address to advertise, that of the first ingress: what getTunnelAddress returns."""
         return self.ingresses[0].uri
-
-    @property
-    def _public_port(self) -> int:
-        """Its own port, or the shared one where visitors reach it by names alone: WebMUX names channels by it. A
-        private tunnel has none, and any number does.
-        """
-        own = (one.number for one in self.addresses if isinstance(one, Port))
-        return next(own, self.client_uri.port or NO_PUBLIC_PORT)
 
     @property
     def age(self) -> float:
@@ -155,11 +141,6 @@ class Tunnel:
     def served(self) -> int:
         """Visitors that got a server connection, since the tunnel was opened."""
         return self.visitors.served
-
-    @property
-    def refusals(self) -> Counter[RefusalKind]:
-        """Refused visitors by the class of the reason, since the tunnel was opened."""
-        return self._refusals.visitors
 
     @property
     def octets(self) -> tuple[int, int]:
@@ -269,29 +250,7 @@ class Tunnel:
         """
         self._exported = True
         self.reason = STOPPED  # for this process alone: the address stays reserved
-        now = trio.current_time()
-        relays, cut = self.visitors.export()
-        up, down = self.octets
-        counters = TunnelCounters(
-            age=now - self.opened_at,
-            idle=now - self.idle_since,
-            idle_checks=self.idle_checks,
-            served=self.served,
-            refused={kind.value: count for kind, count in self.refusals.items()},
-            up=up,
-            down=down,
-            quota_left=self.visitors.quota_left,
-        )
-        snapshot = TunnelSnapshot(
-            spec=self.spec,
-            draining=self._phase is Phase.DRAINING,
-            counters=counters,
-            ingresses=[ingress.export() for ingress in self.ingresses],
-            waiting=self.arrivals.export(),
-            server=self.server_side.export(),
-            relays=relays,
-            cut=cut,
-        )
+        snapshot = snapshot_of(self, draining=self._phase is Phase.DRAINING)
         self._scope.cancel()
         return snapshot
 
@@ -321,50 +280,12 @@ class Tunnel:
         """Wait until both listeners and all connections are closed."""
         await self._closed.wait()
 
-    # Called by the server side
+    # Called by the server side and by the visitors
 
-    def _context(self, takeover: Takeover) -> TunnelContext:
-        return TunnelContext(
-            engine=self._engine,
-            settings=self.spec.settings,
-            advertised_host=self.spec.advertised_host,
-            client_port=self._public_port,
-            services=self.spec.services,
-            secure=self.spec.options.secure,
-            persist=self.limits.persist,
-            former=self.spec.former_uri,
-            ports=self.spec.ports,
-            why_not_allowed=self.agents.why_not_allowed,
-            parking_capacity=self._parking_capacity,
-            on_attached=self._on_attached,
-            on_detached=self._on_detached,
-            on_refused=self._refusals.server,
-            on_failure=self.fail,
-            tenant=self.spec.tenant,
-            shared=self.spec.options.share,
-            node=self.spec.options.node,
-            snapshot=self._snapshot.server if self._snapshot is not None else None,
-            takeover=takeover,
-        )
-
-    def _parking_capacity(self) -> int:
-        if not self.limits.persist:
-            return 0 if self.served else 1
-        left = self.server_side.connections + self.spec.tenant.server_connections_left
-        return min(self.spec.settings.max_parked, left)
-
-    def _on_attached(self, peer: Peer) -> None:
+    def on_attached(self) -> None:
+        """A hidden server connected."""
         if self._phase is Phase.WAITING:
             self._enter(Phase.READY)
-        if self._events.watched:
-            self._events.publish("attached", id=self.id, **{"from": format_peer(peer)})
-
-    def _on_detached(self, peer: Peer) -> None:
-        if self._events.watched:
-            self._events.publish("detached", id=self.id, **{"from": format_peer(peer)})
-        self.on_visitor_left("the server connection closed before a visitor arrived")
-
-    # Called by the visitors
 
     def on_visitor_left(self, reason: str) -> None:
         """Close a one-shot tunnel with `reason`; close a draining one after its last; else return to WAITING."""
