@@ -70,7 +70,6 @@ COVERED_BY = {
     "backends/ssh/session_channel.py": "backends/ssh/test_malformed.py",
     "backends/ssh/side.py": "backends/ssh/test_options.py",
     "backends/ssh/terminal.py": "backends/ssh/test_hostile.py",
-    "agent/associations.py": "backends/test_conformance.py",
     "backends/egtp.py": "backends/test_conformance.py",
     "wire/egtp/attaching.py": "backends/test_egtp_port.py",
     "egtp/channel.py": "egtp/test_carrier.py",
