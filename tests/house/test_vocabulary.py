@@ -162,7 +162,7 @@ COVERED_BY = {
     "tls/self_signed.py": "cli/test_init.py",
     "tunnel/events.py": "control/test_server_watch.py",
     "tunnel/ingress/private.py": "tunnel/ingress/test_ingress.py",
-    "tunnel/private_tunnels.py": "tunnel/ingress/test_ingress.py",
+    "tunnel/private_tunnels.py": "directory/test_private.py",
     "tunnel/keys.py": "backends/test_mux_side.py",
     "tunnel/server_side.py": "backends/test_mux_side.py",
     "tunnel/servers.py": "tunnel/test_tunnel.py",
