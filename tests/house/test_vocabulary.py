@@ -86,6 +86,7 @@ COVERED_BY = {
     "cli/expose_options.py": "cli/test_tunnel.py",
     "cli/keyring.py": "cli/test_credential.py",
     "cli/peers.py": "house/test_man_tunnel.py",
+    "cli/init_file.py": "cli/test_init.py",
     "config/toml_file.py": "config/test_file.py",
     "config/wording.py": "config/test_file.py",
     "client/exchange.py": "client/test_client.py",
