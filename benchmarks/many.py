@@ -2,7 +2,8 @@
 
 It opens COUNT (10 000) tunnels of the webmux backend through one control connection and prints, at steps, the time of
 an `openTunnel` and the memory of the relay. Then it lists all of them over each interface, while a bystander in another
-process measures the round trips of one byte through a tunnel of its own.
+process measures the round trips of one byte through a tunnel of its own. The columns `turn` are the processor time of
+the relay's turns meanwhile, see turns.py: by how much a list delays a visitor, on a busy machine, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 
 from benchmarks.processes import LOOPBACK, Crew, descriptor_limit, free_port, orphans_ended, resident
+from benchmarks.turns import Turns
 
 SAMPLE = 200
 """Tunnels opened for each figure."""
@@ -90,7 +92,7 @@ def measure_opening(control: Control, pid: int, count: int) -> None:
     """Open `count` tunnels and print the cost of opening one at every tenth."""
     open_tunnels(control, SAMPLE)  # what is made once
     before, opened = resident([pid]), 0
-    print("open tunnels   openTunnel, median µs   processor µs   memory per tunnel, KiB")
+    print("open tunnels   openTunnel, least and median µs   processor µs   memory per tunnel, KiB")
     for step in range(11):
         target = count * step // 10
         while opened < target - SAMPLE:
@@ -98,7 +100,8 @@ def measure_opening(control: Control, pid: int, count: int) -> None:
         used, taken = cpu_seconds(pid), open_tunnels(control, SAMPLE)
         used, opened = cpu_seconds(pid) - used, opened + SAMPLE
         each = (resident([pid]) - before) / opened / 1024
-        print(f"{opened:12}   {statistics.median(taken) * 1e6:21.0f}   {used / SAMPLE * 1e6:12.0f}   {each:23.1f}")
+        least, usual = min(taken) * 1e6, statistics.median(taken) * 1e6
+        print(f"{opened:12}   {least:18.0f}   {usual:12.0f}   {used / SAMPLE * 1e6:12.0f}   {each:23.1f}", flush=True)
 
 
 def echo(port: int) -> None:
@@ -146,19 +149,22 @@ def bystander(control: Control) -> Iterator[list[float]]:
         control.ask(f"close {server}")
 
 
-def measure_listing(control: Control, interface: str, ask: Callable[[], int]) -> None:
+def measure_listing(control: Control, turns: Turns, interface: str, ask: Callable[[], int]) -> None:
     """Print how long a list takes over one interface, and what it costs the bystander."""
     with bystander(control) as taken:
+        turns.begin()
         lengths, seconds = [], []
         for _ in range(LISTS if interface != "none" else 1):
             began = time.perf_counter()
             lengths.append(ask())
             seconds.append(time.perf_counter() - began)
+        turn, longest = turns.percentile(0.99), turns.percentile(1)
     taken.sort()
     p99, worst = taken[int(len(taken) * 0.99)] * 1e3, taken[-1] * 1e3
     print(
         f"{interface:9}   {lengths[0] / 1e6:9.1f}   {statistics.median(seconds):17.2f}"
-        f"   {statistics.median(taken) * 1e3:20.2f}   {p99:8.1f}   {worst:12.1f}"
+        f"   {statistics.median(taken) * 1e3:20.2f}   {p99:8.1f}   {worst:12.1f}   {turn:12.1f}   {longest:11.1f}",
+        flush=True,
     )
 
 
@@ -197,16 +203,20 @@ def main(count: int) -> None:
         (crew.folder / "state").mkdir()
         last = 10000 + count + 2 * SAMPLE + FREE_PORTS
         text = CONFIG.format(**ports, first=10000, last=last, most=count + 1000, state=crew.folder / "state")
-        child = crew.start("tunneld", [sys.executable, "-m", "tunneld", "--config", crew.file("tunnel.toml", text)])
+        turns = Turns(crew.folder / "turns")
+        child = crew.start("tunneld", [*turns.command, "--config", crew.file("tunnel.toml", text)])
         child.listening(ports["control"])
         control, pid = Control(ports["control"]), child.process.pid
         measure_opening(control, pid, count)
         call = b"<?xml version='1.0'?><methodCall><methodName>tunnel.list</methodName><params/></methodCall>"
-        print("\ninterface      MB each   seconds for a list   bystander: median ms    p99 ms   slowest, ms")
-        measure_listing(control, "none", wait_a_moment)
-        measure_listing(control, "lines", lambda: list_by_lines(ports["control"]))
-        measure_listing(control, "JSON", lambda: list_by_http(ports["http"], "GET", "/api/v1/list", b"", ""))
-        measure_listing(control, "XML-RPC", lambda: list_by_http(ports["http"], "POST", "/RPC2", call, "text/xml"))
+        print("\ninterface      MB each   seconds for a list   bystander: median ms    p99 ms   slowest, ms", end="")
+        print("   turn: p99 ms   longest, ms")
+        measure_listing(control, turns, "none", wait_a_moment)
+        measure_listing(control, turns, "lines", lambda: list_by_lines(ports["control"]))
+        measure_listing(control, turns, "JSON", lambda: list_by_http(ports["http"], "GET", "/api/v1/list", b"", ""))
+        measure_listing(
+            control, turns, "XML-RPC", lambda: list_by_http(ports["http"], "POST", "/RPC2", call, "text/xml")
+        )
 
 
 if __name__ == "__main__":

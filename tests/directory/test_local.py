@@ -178,3 +178,26 @@ async def test_a_request_costs_the_same_however_many_tunnels_there_are(count: in
     assert await directory.find("t1") is not None
     await directory.remove(new, keep=True)
     assert CountingKey.operations.total() < 80
+
+
+class CountingRecords(dict[str, TunnelRecord]):
+    """Records that count how often one is read."""
+
+    reads = 0
+
+    def __getitem__(self, tunnel: str) -> TunnelRecord:
+        self.reads += 1
+        return super().__getitem__(tunnel)
+
+
+async def test_the_limit_of_host_names_is_checked_without_the_tunnels_that_have_none() -> None:
+    directory, named = new_directory(), record(1)
+    await opened(directory, named, *(replace(record(number), addresses=(Port(number),)) for number in range(2, 50)))
+    directory._records = records = CountingRecords(directory._records)
+    assert not await directory.why_names_refused(None, (), OWNER, ALICE)
+    assert records.reads == 0
+    assert not await directory.why_names_refused(None, (HostName("new.example.org"),), OWNER, ALICE)
+    assert records.reads == 1
+    await directory.remove(named, keep=False)
+    assert not await directory.why_names_refused(None, (HostName("new.example.org"),), OWNER, ALICE)
+    assert records.reads == 1
