@@ -117,6 +117,16 @@ def test_the_secret_is_in_no_file_and_only_the_user_can_read_the_files(tmp_path:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_the_services_have_the_given_ports(tmp_path: Path, capsys: Captured) -> None:
+    ports = ("--control-port", "9010", "--http-port", "9011", "--webmux-port", "9012", "--ssh-port", "9022")
+    assert made(tmp_path, capsys, *ports).relay == "tls://127.0.0.1:9010"
+    settings = load(tmp_path / "tunnel.toml")
+    found = (settings.control.port, settings.http.port, settings.webmux.port, settings.ssh.port)
+    assert found == (9010, 9011, 9012, 9022)
+    assert main(["init", "--output", str(tmp_path / "b"), "--host", "127.0.0.1", "--control-port", "20000"]) == 64
+    assert "contains port 20000, which the relay needs for itself" in capsys.readouterr().err
+
+
 def test_the_group_of_a_setgid_folder_can_read_the_files(tmp_path: Path, capsys: Captured) -> None:
     folder = tmp_path / "shared"
     folder.mkdir()

@@ -310,3 +310,16 @@ async def test_a_closed_reader_ends_only_a_vital_writer() -> None:
                 written.put("line\n")
                 await trio.sleep_forever()
     os.close(send)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(LineReporter, True), (QuietReporter, False)])
+async def test_both_ends_of_a_private_tunnel_say_that_it_is_end_to_end(kind: type[LineReporter], shown: bool) -> None:
+    read, write = os.pipe()
+    async with Writer(write, vital=False).open() as out:
+        reporter = kind(out, out, "tcp")
+        reporter.report("admitted", visitor="192.0.2.7:4242", peer="bob", id="AAECAwQFBgcICQoLDA0ODxAREhM")
+        reporter.report("ended", reason="over")
+    os.close(write)
+    said = os.read(read, 1000).decode()
+    os.close(read)
+    assert ("visitor 192.0.2.7:4242 is bob (AAECAwQFBgcICQoLDA0ODxAREhM), end-to-end: yes\n" in said) is shown

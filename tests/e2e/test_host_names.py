@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import pytest
 import trio
 
 from tests.backends.ssh.support import client, openssh
+from tests.support.credentials import SECRET, credential
+from tests.support.name_server import serving_names
 from tests.support.peers import PATIENCE
 from tests.support.programs import Daemon, daemon, lasting_port, program, run, tunnel_command
 from tunneld.http.origin import SERVLET
@@ -333,3 +336,26 @@ async def test_a_tunnel_is_managed_by_its_host_name(tmp_path: Path, port: int, c
             await curl.until(url, 200)
             await run(tunnel_command("close", BLOG, *tunnel))
             assert await curl.status(url) == 404
+
+
+async def test_the_first_attempt_tells_which_record_proves_a_domain(tmp_path: Path, port: int, curl: Curl) -> None:
+    verifier, secret = credential("alice").verifier, tmp_path / "secret"
+    assert verifier is not None
+    secret.write_text(SECRET)
+    secret.chmod(0o600)
+    login = ["--host", "shop.example.com", "--credential", "alice", "--secret-file", str(secret)]
+    with serving_names() as dns, local_server() as target:
+        proofs = f'custom_domains = true\ncustom_domains_cache = 0.01\nresolver = "127.0.0.1:{dns.port}"\n'
+        words = names(port, proofs) + f'[[credential]]\nname = "alice"\nverifier = "{verifier.reveal()}"\n'
+        async with daemon(tmp_path, words=words) as running:
+            relay_words = ["--relay", f"127.0.0.1:{running.control_port}"]
+            refused = await trio.run_process(
+                tunnel_command("expose", str(target), *relay_words, *login), capture_stderr=True, check=False
+            )
+            assert refused.returncode == os.EX_NOPERM
+            record = re.search(r'set the DNS record (\S+) TXT "(\S+)"', refused.stderr.decode())
+            assert record is not None, refused.stderr
+            dns.records.add((record[1], record[2]))
+            async with exposed(running, target, *login) as (_, url):
+                assert url == f"http://shop.example.com:{port}/"
+                assert (await curl.json(url))["Host"] == f"shop.example.com:{port}"

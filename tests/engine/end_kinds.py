@@ -12,9 +12,12 @@ import trio
 from trio.abc import HalfCloseableStream
 from trio.testing import memory_stream_pair
 
+from tests.egtp.bench import AssociationOwner, sessions
 from tests.engine.bench import Ends, stream, tcp_pair
 from tests.mux.bench import RecordingOwner
 from tests.support.pki import Pki
+from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
+from tunneld.egtp.link import Link
 from tunneld.engine.end import BufferedEnd, End
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Limiter, Relay
@@ -127,6 +130,23 @@ async def channel(bench: EndsBench) -> Side:
     return Side(end, EndStream(there), lambda: there.reset("broken off by the test"))
 
 
+async def stream_of_an_association(bench: EndsBench) -> Side:
+    """A channel of an EGTP carrier, whose other carrier is in the same pump."""
+    far, near = bench.tcp()
+    pump, owner = pump_of(bench), AssociationOwner()
+    agent_node, relay_node = await sessions(far, near)
+    times = AssociationLimits()
+    relay = EgtpCarrier(pump, AssociationOwner(), initiator=False, limits=CARRIER, times=times)
+    agent = EgtpCarrier(pump, owner, initiator=True, limits=CARRIER, times=times)
+    bench.stack.callback(relay.close)
+    bench.stack.callback(agent.close)
+    for carrier, node in ((relay, relay_node), (agent, agent_node)):
+        carrier.attach(Link(pump, node.connection, node.session, node.frames, CARRIER), 0)
+    end = relay.open(80)
+    there = await owner.channel()
+    return Side(end, EndStream(there), lambda: there.reset("broken off by the test"))
+
+
 async def tls_over_an_end(bench: EndsBench) -> Side:
     """TLS that ends above an end, here above a socket as one."""
     far, near = bench.tcp()
@@ -180,6 +200,7 @@ KINDS: dict[str, Callable[[EndsBench], Awaitable[Side]]] = {
     "socket": plain_socket,
     "tls": tls_connection,
     "channel": channel,
+    "egtp": stream_of_an_association,
     "tls-over-end": tls_over_an_end,
     "tls-over-channel": tls_over_a_channel,
     "stream": stream_over_a_socket,

@@ -1,6 +1,6 @@
 """The association of one tunnel with a relay's EGTP node: every visitor is a stream in messages.
 
-    task        dials while there is no link, else sleeps; cancelling it closes the association
+    task        dials while an association has no link, or there is none, else sleeps; cancelling it closes all
     link        one connection; the session proves the relay's node id and ours, and the relay's answer to `are there
                 messages` says whether it still knows the association
     visitor     a channel that the relay opened: its PROXY header is read, then the channel is handed over
@@ -54,7 +54,7 @@ TIMES = AssociationLimits(resume_timeout=60.0, max_channels=1_000_000)
 
 
 class Associations:
-    """The association of one tunnel, and the next one if the relay forgets it. Implements `ConnectionSource`."""
+    """The association of one tunnel, and those before it that still have visitors. Implements `ConnectionSource`."""
 
     size = 0
 
@@ -81,7 +81,7 @@ class Associations:
         self._identity = identity
         self._events = events
         self._limits = limits or CarrierLimits()
-        self._current: _AgentAssociation | None = None
+        self._all: dict[_AgentAssociation, None] = {}  # at most one of them takes new visitors
         self._nursery = nursery
         self._wake = trio.Event()
         self._changed = trio.Event()
@@ -92,8 +92,7 @@ class Associations:
     @property
     def parked(self) -> int:
         """1 while the relay can send visitors, else 0."""
-        current = self._current
-        return int(current is not None and current.carrier.attached and not current.retired)
+        return sum(each.carrier.attached and not each.retired for each in self._all)
 
     def resume(self) -> None:
         """See `ConnectionSource.resume`."""
@@ -112,21 +111,21 @@ class Associations:
         return False
 
     def probe(self) -> None:
-        """Replace the link if this machine lost its address, else ping the relay; begin a running attempt to dial again
+        """Replace a link if this machine lost its address, else ping the relay; begin a running attempt to dial again
         from the beginning.
         """
-        if self._current is not None:
-            self._current.probe()
+        for each in list(self._all):
+            each.probe()
         self._attempt.cancel()
         self._wake.set()
 
     def close(self) -> None:
-        """Take no new visitors: the association ends with the last one on it."""
+        """Take no new visitors: each association ends with the last one on it."""
         self.closed = self._paused = True
         self._attempt.cancel()
         self._wake.set()
-        if self._current is not None:
-            self._current.retire()
+        for each in list(self._all):
+            each.retire()
 
     def withdraw(self) -> None:
         """See `ConnectionSource.withdraw`."""
@@ -134,12 +133,12 @@ class Associations:
 
     async def wait_withdrawn(self) -> None:
         """See `ConnectionSource.wait_withdrawn`."""
-        while self._current is not None and not self._current.confirmed:
+        while not all(each.confirmed for each in self._all):
             await self._changed.wait()
 
     async def wait_closed(self) -> None:
         """See `ConnectionSource.wait_closed`."""
-        while self._current is not None:
+        while self._all:
             await self._changed.wait()
 
     # Called by the association
@@ -150,8 +149,8 @@ class Associations:
 
     def on_closed(self, association: _AgentAssociation, reason: str) -> None:
         """The association is over."""
-        if self._current is association:
-            self._current = None
+        if association in self._all:
+            del self._all[association]
             if not association.retired:
                 self._events.on_trouble(f"connection to the relay lost: {reason}")
         self.notify_changed()
@@ -165,38 +164,35 @@ class Associations:
     # Inside
 
     async def _run(self) -> None:
-        """Dial whenever there is no link, until `close` and the end of the association."""
+        """Dial whenever a link is missing, until `close` and the end of the last association."""
         backoff = Backoff(first=FIRST_DIAL_DELAY, longest=MAX_DIAL_DELAY)
         try:
-            while self._current is not None or not self.closed:
-                if not self._needs_link:
+            while self._all or not self.closed:
+                association = next((each for each in self._all if not each.carrier.attached), None)
+                if association is None and (self._paused or not all(each.retired for each in self._all)):
                     self._wake = trio.Event()
                     await self._wake.wait()
                     continue
                 with trio.CancelScope() as self._attempt:
-                    if await self._dial():
+                    if await self._dial(association):
                         backoff.reset()
                     else:
                         await trio.sleep(backoff.next_delay())
         finally:
             self._running = False
             self.closed = True
-            if self._current is not None:
-                self._current.carrier.close("the agent stopped")
+            for each in list(self._all):
+                each.carrier.close("the agent stopped")
 
-    @property
-    def _needs_link(self) -> bool:
-        """A retired association needs one, too, until its last visitor has left."""
-        current = self._current
-        return not self._paused if current is None else not current.carrier.attached
-
-    async def _dial(self) -> bool:
-        """Make one link. Returns whether the relay accepted it; a failure is reported as trouble."""
+    async def _dial(self, association: _AgentAssociation | None) -> bool:
+        """Make a link for this association, or for a new one. Returns whether the relay accepted it; a failure is
+        reported as trouble.
+        """
         try:
             async with self._relay.dialing:
                 node = await self._connect()
                 try:
-                    return await self._attach(node)
+                    return await self._attach(node, association)
                 except BaseException:
                     node.connection.close()
                     raise
@@ -217,36 +213,34 @@ class Associations:
                 connection.close()
                 raise
 
-    async def _attach(self, node: NodeConnection) -> bool:
+    async def _attach(self, node: NodeConnection, association: _AgentAssociation | None) -> bool:
         """Go on with the association on this connection, or begin one. Raises `RelayUnreachableError`,
         `RemoteProtocolError` or `RefusedError`.
         """
-        current = self._current
-        if current is not None:
+        if association is not None:
             try:
-                received = await self._ask(node, current)
+                received = await self._ask(node, association)
             except RefusedError as error:
                 if str(error) != UNKNOWN_ASSOCIATION:
                     raise
-                current.carrier.close(f"the relay closed it: {error}")
-                current = None
-        if current is None:
-            if self._paused:
+                association.carrier.close(f"the relay closed it: {error}")
                 node.connection.close()
-                return True
-            current = _AgentAssociation(self, self._engine, self._limits)
-            received = await self._ask(node, current)
-            self._current = current
-        if current.carrier.over:
+                return True  # a new one gets a connection of its own
+        else:
+            association = _AgentAssociation(self, self._engine, self._limits)
+            received = await self._ask(node, association)
+            if self._paused:  # meanwhile: there is nothing to resume
+                association.carrier.close("not needed")
+            self._all[association] = None
+        if association.carrier.over:
             node.connection.close()
+            self._all.pop(association, None)
             return False
-        current.attach(node, received)
+        association.attach(node, received)
         return True
 
     async def _ask(self, node: NodeConnection, association: _AgentAssociation) -> int:
-        carrier = association.carrier
-        resumed = association is self._current
-        request = AttachRequest(association.id, resumed, carrier.inbox.next)
+        request = AttachRequest(association.id, association in self._all, association.carrier.inbox.next)
         with self._relay.connecting(self._uri):
             return _received_in(await node.ask(request.encode()))
 

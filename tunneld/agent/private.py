@@ -172,8 +172,7 @@ class PrivateVisitors:
             tls.reset("the code was used already")
             self.on_failed(header, "not admitted: the one-time code was used already")
             return
-        if self._reporter.wants_visitors:
-            self._reporter.report("admitted", visitor=visitor_address(header), peer=peer.title, id=str(peer.node))
+        self._reporter.report("admitted", visitor=visitor_address(header), peer=peer.title, id=str(peer.node))
         if self.proxy_header:
             tls.unread(header)
         self.on_visitor(TlsVisitor(tls), header)

@@ -24,29 +24,22 @@ import socket
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import tomli_w
-
 from tunneld.backends.ssh import host_key
 from tunneld.cli.common import complain, say
+from tunneld.cli.init_file import CREDENTIAL, InitPlan, ServicePorts, text
 from tunneld.config import load, make_verifier
 from tunneld.config.places import default_config
 from tunneld.config.ssh_keys import read_public_key
 from tunneld.config.values import parse_port_range
-from tunneld.config.wording import literal
 from tunneld.errors import ConfigError, UsageError, reason_of
 from tunneld.net.address import parse_host_name
-from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, join_host_port, parse_host
+from tunneld.net.endpoint import is_loopback, is_wildcard, join_host_port, parse_host
 from tunneld.tls.private_files import temporary_beside, write_private
 from tunneld.tls.self_signed import make_self_signed
 
-HTTP_PORT = 7011
-CARRIER_PORT = 7012
-SSH_PORT = 7022
-CREDENTIAL = "agent"
 SECRET_BYTES = 24
 """Random bytes in the secret, which has 32 characters: too many to guess, even with a recorded login."""
 PROBE_ADDRESSES = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))
@@ -54,56 +47,6 @@ PROBE_ADDRESSES = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET
 Nothing is sent to them.
 """
 
-FILE = """\
-# Configuration of tunneld(8) for a public relay, written by `tunneld init`.
-#
-# Keys that are not set here have their defaults. `tunneld --print-config` prints all of them, tunnel.toml(5) explains
-# them. After a change, run `tunneld --check`, then reload with SIGHUP.
-
-[control]                       # control port, where agents and `tunnel` connect; see tunneld-control(7)
-host = ""                       # all addresses of this machine; requires TLS and a credential, as configured below
-{port:<31} # port number
-
-[control.tls]                   # certificate of the relay, also used for agents' connections (webmux)
-{certificate:<31} # self-signed; agents recognize it by --pin {pin_start}...
-{key:<31} # private key; keep it secret
-
-[http]                          # XML-RPC, JSON, /healthz and /metrics; requires a credential
-host = "127.0.0.1"              # this machine only; for remote access, set "" and enable the next two lines
-{web_host}
-{web_tls}
-
-[tunnels]                       # ports for tunnels; open them in the firewall
-host = ""                       # all addresses of this machine
-{host:<31} # host name in the addresses of tunnels
-{ports:<31} # range for client and server ports
-
-{names}[ssh]                           # tunnels for machines that only have an SSH client
-enabled = true                  # port {ssh_port}; accepts the authorized_keys of credentials
-{host_key:<31} # [restart] fingerprint {fingerprint}
-
-[[credential]]                  # a user of the relay; repeat this table for each
-{name:<31} # name shown in lists and logs
-role = "user"                   # manages only its own tunnels; "admin" manages all tunnels and the daemon
-{verifier}
-{authorized_keys:<31} # SSH public keys, lines as in id_ed25519.pub
-max_tunnels = 20                # its open tunnels: a thief of its secret does not get every port
-max_total_visitors = 2000       # visitors of all its tunnels at a time
-"""
-
-
-NAMES = """\
-[names]                         # host names: `tunnel expose 8000 --host blog`; see HOST NAMES in tunnel.toml(5)
-{domain:<31} # DNS: this name and *.{name} must lead to this machine
-http = ":80"                    # ports that all host names share; they need a privilege, see tunneld(8)
-https = ":443"                  # answers for names that have a certificate
-
-{off}[acme]                          # certificates for host names, from Let's Encrypt; see CERTIFICATES in tunneld(8)
-{off}enabled = true                  # needs the extra tunneld[acme]
-{off}agree = true                    # you accept the terms of service: https://letsencrypt.org/repository/
-#contact = "ops@example.org"    # e-mail address of the account; optional
-
-"""
 NO_CERTIFICATES = (
     "   Addresses begin with http until the relay has certificates. To get them from Let's Encrypt, uncomment\n"
     "   [acme] in the configuration (or use --agree), if you accept its terms of service.\n\n"
@@ -115,39 +58,6 @@ UNIT_CONFIG = Path("/etc/tunneld/tunnel.toml")
 """The configuration that the unit reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class InitPlan:
-    """The path of the configuration, and the settings that go into it."""
-
-    config: Path
-    host: str
-    ports: str
-    ssh_keys: Sequence[str]
-    domain: str = ""  # of host names; empty: none
-    agree: bool = False  # to the terms of service of Let's Encrypt
-
-    @property
-    def open_ports(self) -> str:
-        """The ports to open in a firewall, for a sentence."""
-        web = (80, 443) if self.domain else ()
-        return f"{', '.join(map(str, (*web, CONTROL_PORT, CARRIER_PORT, SSH_PORT)))} and {self.ports}"
-
-    @property
-    def certificate(self) -> Path:
-        """Path of the certificate."""
-        return self.config.with_name("relay.pem")
-
-    @property
-    def key(self) -> Path:
-        """Path of the private key."""
-        return self.config.with_name("relay.key")
-
-    @property
-    def host_key(self) -> Path:
-        """Path of the SSH host key."""
-        return self.config.with_name(host_key.KEY_FILE)
-
-
 def run(options: argparse.Namespace) -> int:
     """Write the files and print the command. Raises `UsageError`, and `ConfigError` if a file cannot be written."""
     if options.config or options.check or options.print_config or options.log_format or options.log_level:
@@ -155,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
     domain = _domain(options.domain) if options.domain is not None else ""
     _check_agreement(domain, agree=options.agree)
     host = _public_host(options.host or domain or None)
-    plan = InitPlan(_path(options.output), host, _ports(options.ports), _keys(options.ssh_key), domain, options.agree)
+    services = ServicePorts(options.control_port, options.http_port, options.webmux_port, options.ssh_port)
+    ports, keys = _ports(options.ports, services), _keys(options.ssh_key)
+    plan = InitPlan(_path(options.output), host, ports, keys, domain, options.agree, services)
     secret, certificate, ssh_key = secrets.token_urlsafe(SECRET_BYTES), make_self_signed(plan.host), host_key.make()
     fingerprint = host_key.fingerprint(ssh_key)
     _write(
@@ -168,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         force=options.force,
     )
     load(plan.config)  # checks the file as the daemon will
-    relay = join_host_port(plan.host, CONTROL_PORT)
+    relay = join_host_port(plan.host, plan.services.control)
     complain(_instructions(plan, fingerprint))
     say(
         f"TUNNEL_SECRET={secret} tunnel expose 8000{f' --host {EXAMPLE_NAME}' if domain else ''}"
@@ -179,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _instructions(plan: InitPlan, fingerprint: str) -> str:
     """What to do next. The command for the agent, which has the secret, follows on standard output."""
+    forward = f"{EXAMPLE_NAME}:80" if plan.domain else "0"
     keys_hint = "" if plan.ssh_keys else f"\n   (add its public key to authorized_keys in {plan.config} first)"
     return (
         f"Wrote {plan.config}, {plan.certificate}, {plan.key} and {plan.host_key}.\n\n"
@@ -188,8 +101,10 @@ def _instructions(plan: InitPlan, fingerprint: str) -> str:
         f"{_names_instructions(plan)}"
         "2. To expose a server on port 8000 of a machine that only has an SSH client, run this command there."
         f"{keys_hint}\n   The fingerprint of the host key is {fingerprint}.\n\n"
-        f"    ssh -p {SSH_PORT} -R {f'{EXAMPLE_NAME}:80' if plan.domain else '0'}:localhost:8000 {plan.host}\n\n"
-        "3. To expose a server on port 8000 of a machine with tunneld installed, run this command there. Keep a copy"
+        f"    ssh -p {plan.services.ssh} -R {forward}:localhost:8000 {plan.host}\n\n"
+        "3. To manage the relay, add a credential for yourself:\n\n"
+        "    tunnel credential add operator --role admin\n\n"
+        "4. To expose a server on port 8000 of a machine with tunneld installed, run this command there. Keep a copy"
         " of it:\n   the secret is not stored and cannot be shown again.\n"
     )
 
@@ -215,45 +130,9 @@ def _names_instructions(plan: InitPlan) -> str:
     )
 
 
-def text(plan: InitPlan, pin: str, fingerprint: str, verifier: str) -> str:
-    """Format the configuration file."""
-    certificate, key = _line("certificate", plan.certificate.name), _line("key", plan.key.name)
-    return FILE.format(
-        port=_line("port", CONTROL_PORT),
-        certificate=certificate,
-        key=key,
-        pin_start=pin[: len("sha256:") + 8],
-        host=_line("advertised_host", plan.host),
-        web_host=f"#allowed_hosts = [{literal(plan.host)}]",
-        web_tls=f"#tls = {{ {certificate}, {key} }}",
-        ports=_line("ports", plan.ports),
-        name=_line("name", CREDENTIAL),
-        names=_names_tables(plan) if plan.domain else "",
-        ssh_port=SSH_PORT,
-        host_key=_line("host_key", plan.host_key.name),
-        fingerprint=fingerprint,
-        verifier=_line("verifier", verifier),
-        authorized_keys=_line_of_keys(plan.ssh_keys),
-    )
-
-
-def _names_tables(plan: InitPlan) -> str:
-    return NAMES.format(domain=_line("domain", plan.domain), name=plan.domain, off="" if plan.agree else "#")
-
-
 def _keys(files: Sequence[Path]) -> Sequence[str]:
     """Read public keys as lines of authorized_keys. Raises `UsageError`."""
     return [read_public_key(file) for file in files]
-
-
-def _line_of_keys(keys: Sequence[str]) -> str:
-    if not keys:
-        return '#authorized_keys = ["ssh-..."]'
-    return f"authorized_keys = [{', '.join(_line('key', key).partition('= ')[2] for key in keys)}]"
-
-
-def _line(key: str, value: object) -> str:
-    return tomli_w.dumps({key: value}).strip()
 
 
 def _path(output: Path | None) -> Path:
@@ -295,12 +174,12 @@ def _check_agreement(domain: str, *, agree: bool) -> None:
         raise UsageError("--agree requires the Python package acme; install tunneld[acme]")
 
 
-def _ports(given: str) -> str:
+def _ports(given: str, services: ServicePorts) -> str:
     try:
         ports = parse_port_range(given)
     except ValueError as error:
         raise UsageError(f"--ports: {error}") from None
-    if own := [port for port in (CONTROL_PORT, HTTP_PORT, CARRIER_PORT, SSH_PORT) if port in ports]:
+    if own := [port for port in services.all() if port in ports]:
         raise UsageError(f"--ports {given} contains port {own[0]}, which the relay needs for itself")
     return given
 

@@ -75,7 +75,7 @@ class QuietReporter(LineReporter):
 
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the error."""
-        if event != "closed":
+        if event not in {"closed", "admitted"}:
             super().report(event, **fields)
 
 

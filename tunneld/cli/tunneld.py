@@ -90,6 +90,9 @@ def _add_init(parser: Parser) -> None:
         metavar="FILE",
         help="file to write, or folder for tunnel.toml (default: the file that tunneld would read)",
     )
+    for service, port in (("control", 7010), ("http", 7011), ("webmux", 7012), ("ssh", 7022)):
+        help_text = f"port of the relay's {service} service (default: %(default)s)"
+        parser.add_argument(f"--{service}-port", metavar="PORT", type=int, default=port, help=help_text)
     parser.add_argument("--ssh-key", action="append", default=[], type=Path, metavar="FILE", help=SSH_KEY)
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(command=_init)

@@ -325,6 +325,10 @@ class EgtpCarrier:
             self._resume.set(self._times.resume_timeout)
             self.owner.on_detached(reason)
 
+    def on_stop(self) -> None:
+        """See `LinkOwner.on_stop`."""
+        self._close("the relay stopped")
+
     # Called by the heartbeat, see `HeartbeatTarget`
 
     def send_ping(self) -> bool:

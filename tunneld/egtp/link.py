@@ -69,6 +69,9 @@ class LinkOwner(Protocol):
     def on_lost(self, link: Link, reason: str) -> None:
         """The link has ended."""
 
+    def on_stop(self) -> None:
+        """The pump stops."""
+
 
 class Link:
     """One connection with a session, which it owns."""
@@ -175,7 +178,9 @@ class Link:
         self._end("internal error")
 
     def on_stop(self) -> None:
-        """The pump stops."""
+        """The pump stops: there will be no other link."""
+        if self._owner is not None:
+            self._owner.on_stop()
         self._end("the relay stopped")
 
     def read(self) -> None:

@@ -80,7 +80,7 @@ class RequestStream(BufferedEnd):
 
     __slots__ = (
         "_body", "_connection", "_left", "_reader", "_request", "_upgraded", "_visitor", "_waits", "continued",
-        "is_reusable", "keeps_visitor", "refusal", "response_started", "responses", "was_relayed",
+        "is_reusable", "keeps_visitor", "listed_in", "refusal", "response_started", "responses", "was_relayed",
     )  # fmt: skip
 
     def __init__(self, visitor: TlsEnd, connection: ResponseReceiver) -> None:
@@ -94,6 +94,7 @@ class RequestStream(BufferedEnd):
         self._body: Body | None = None  # of the response under way
         self._waits = False  # `on_requests_taken` is due
         self._left = False  # the connection wants to hear no more of this stream
+        self.listed_in: set[RequestStream] | None = None  # of its site; it takes itself off at its end
         self.was_relayed = False  # it got a connection to the hidden server
         self.refusal: AdmissionRefusal | None = None  # the tunnel did not accept it
         self.responses = 0  # that are complete
@@ -222,6 +223,12 @@ class RequestStream(BufferedEnd):
         if self._waits and not self.buffered and not self._left:
             self._waits = False
             (self._upgraded or self._connection).on_requests_taken()
+
+    def _discard(self) -> None:
+        super()._discard()
+        if self.listed_in is not None:
+            self.listed_in.discard(self)
+            self.listed_in = None
 
     # Not inside of a call of the relay, which does not expect one from here meanwhile
 

@@ -16,6 +16,7 @@ from tunneld.errors import LimitReachedError, UsageError
 from tunneld.net.address import HostName, Port
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.access import Grant
+from tunneld.tunnel.ingress.host import HostIngress
 from tunneld.tunnel.tunnel import Phase
 
 BLOG = f"blog.{DOMAIN}"
@@ -42,6 +43,19 @@ async def test_a_tunnel_serves_the_visitors_of_its_names_and_of_its_port(
     await by_port.send_all(HEAD)
     assert (await read_exactly(by_port, 15)) == b"HTTP/1.1 200 OK"
     assert (await relay.get(f"other.{DOMAIN}"))[0] == 404
+
+
+async def test_a_name_keeps_nothing_of_visitors_that_have_left(relay: NamedRelay, nursery: trio.Nursery) -> None:
+    tunnel = await relay.open(host="blog")
+    nursery.start_soon(serve, tunnel, b"mine")
+    site = relay.names.sites.get(HostName(BLOG))
+    assert isinstance(site, HostIngress)
+    for _ in range(3):
+        visitor = relay.connect()
+        assert await relay.get(BLOG, visitor=visitor) == (200, b"mine")
+        await visitor.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not site._streams
 
 
 async def test_what_fails_leaves_no_name_behind(relay: NamedRelay) -> None:

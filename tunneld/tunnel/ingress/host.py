@@ -33,8 +33,6 @@ from tunneld.tunnel.visitor import Visitor
 
 FAILURE_LOG_RATE = Rate.parse("60/m")
 """Log lines about failed requests of one name, as for refused visitors."""
-MIN_STREAMS = 64
-"""Streams that are remembered before the ones that have ended are forgotten."""
 NOT_OPEN = AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel accepts no new visitors")
 
 
@@ -59,8 +57,7 @@ class HostIngress:
         self._arrivals: Arrivals | None = None
         self._paused = False
         self._held: list[Visitor] = []  # that came before `listen`
-        self._streams: list[RequestStream] = []  # open ones, and some that have ended
-        self._max_streams = MIN_STREAMS
+        self._streams: set[RequestStream] = set()  # open ones: each keeps a visitor's connection in memory
         self._former: HostIngress | None = None  # of the replaced tunnel
         sites = names.sites
         if name in takeover.addresses and isinstance(former := sites.get(name), HostIngress):
@@ -100,8 +97,7 @@ class HostIngress:
 
     def leave_idle(self) -> None:
         """See `Ingress.leave_idle`. Requests under way are completed first."""
-        streams, self._streams = self._streams, []
-        for stream in streams:
+        for stream in list(self._streams):
             stream.retire()
 
     def export(self) -> IngressSnapshot:
@@ -151,10 +147,8 @@ class HostIngress:
 
     def open(self, stream: RequestStream, client: Peer, origin: Origin) -> None:
         """See `Site.open`."""
-        if len(self._streams) >= self._max_streams:
-            self._streams = [one for one in self._streams if not one.closed]
-            self._max_streams = max(MIN_STREAMS, 2 * len(self._streams))
-        self._streams.append(stream)
+        stream.listed_in = self._streams
+        self._streams.add(stream)
         self._take(Visitor(stream, client, origin.reached, HostName(self._name.name)))
 
     def open_connection(self, connection: socket.socket, peer: Peer, reached: Peer | None, server_name: str) -> None:

@@ -1,0 +1,149 @@
+"""Exposures over EGTP: they end in order, pause and go on, and keep their visitors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from tests.agent.support import (
+    PATIENCE,
+    RecordingReporter,
+    RelayHere,
+    agent,
+    echo,
+    exposed,
+    local_server,
+    relay_here,
+    using_backend,
+)
+from tests.agent.test_expose import address, ask
+from tests.support.peers import connect, read_exactly
+from tunneld.agent.associations import Associations
+from tunneld.agent.expose import Exposure
+from tunneld.agent.request import TunnelRequest
+from tunneld.backends.egtp import EgtpServerSide
+from tunneld.tls.identity import Identity
+
+REQUEST = TunnelRequest({"name": "the-one"}, backend="egtp", identity=Identity.from_seed(b"\x01" * 32))
+
+
+@pytest.fixture(autouse=True)
+def _egtp() -> Iterator[None]:
+    with using_backend("egtp"):
+        yield
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
+    """An exposure of an echo server."""
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with (
+            local_server(echo) as target,
+            relay_here() as relay,
+            exposed(target, relay.access, reporter, REQUEST) as exposure,
+        ):
+            yield relay, reporter, exposure
+
+
+def source_of(exposure: Exposure) -> Associations:
+    assert exposure.session is not None
+    source = exposure.session.source
+    assert isinstance(source, Associations)
+    return source
+
+
+def side_of(relay: RelayHere) -> EgtpServerSide:
+    (tunnel,) = relay.service.tunnels()
+    assert isinstance(tunnel.server_side, EgtpServerSide)
+    return tunnel.server_side
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await trio.lowlevel.checkpoint()
+
+
+async def test_visitors_finish_when_the_agent_is_stopped() -> None:
+    reporter = RecordingReporter()
+    with trio.fail_after(PATIENCE):
+        async with (
+            local_server(echo) as target,
+            relay_here() as relay,
+            agent(target, relay.access, reporter, REQUEST) as exposure,
+            trio.open_nursery() as nursery,
+        ):
+            ended = trio.Event()
+
+            async def run() -> None:
+                await exposure.run()
+                ended.set()
+
+            nursery.start_soon(run)
+            await reporter.wait_for("opened")
+            visitor = await connect(address(reporter))
+            await visitor.send_all(b"before")
+            assert await read_exactly(visitor, 6) == b"before"
+            exposure.drain("the test", PATIENCE)
+            await until(lambda: not any(each.server_side.live_connections for each in relay.service.tunnels()))
+            await visitor.send_all(b"after")
+            assert await read_exactly(visitor, 5) == b"after"
+            await visitor.aclose()
+            await ended.wait()
+            assert relay.service.tunnels() == []
+
+
+async def test_an_exposure_that_paused_takes_visitors_again_and_keeps_those_it_had() -> None:
+    async with serving() as (relay, reporter, exposure):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        source = source_of(exposure)
+        source.withdraw()
+        await source.wait_withdrawn()
+        assert source.parked == 0
+        await until(lambda: side_of(relay).live_connections == 0)
+        source.resume()
+        assert await ask(address(reporter), b"new") == b"new"
+        assert len(side_of(relay).associations) == 2
+        await visitor.send_all(b"still")
+        assert await read_exactly(visitor, 5) == b"still"
+        await visitor.aclose()
+        await until(lambda: len(side_of(relay).associations) == 1)
+        assert source.parked == 1
+
+
+async def test_a_retired_association_gets_another_link_for_its_visitors() -> None:
+    async with serving() as (relay, reporter, exposure):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        source = source_of(exposure)
+        source.withdraw()
+        await source.wait_withdrawn()
+        (carrier,) = side_of(relay).associations.values()
+        assert carrier.output.link is not None
+        carrier.output.link._end("cut by the test")
+        await visitor.send_all(b"after")
+        assert await read_exactly(visitor, 5) == b"after"
+        await visitor.aclose()
+        await source.wait_closed()
+
+
+async def test_a_change_of_address_replaces_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as (relay, reporter, exposure):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        (carrier,) = side_of(relay).associations.values()
+        former = carrier.output.link
+        monkeypatch.setattr("tunneld.agent.associations.is_local_address", lambda _address: False)
+        source_of(exposure).probe()
+        await until(lambda: carrier.output.link not in {former, None})
+        await visitor.send_all(b"after")
+        assert await read_exactly(visitor, 5) == b"after"
+        await visitor.aclose()
+        assert reporter.all("trouble") == []
