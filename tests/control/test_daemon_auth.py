@@ -216,7 +216,7 @@ async def fail_as(relay: Running, *names: str, **tls: Any) -> None:
 async def test_an_admin_sees_a_blocked_address_and_lifts_the_block(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False, None))  # as if from a remote machine
+    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False, None))  # a remote machine
     pki = Pki.issue(tmp_path)
     path = tmp_path / "tunnel.toml"
     files = f'certificate = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\n'
