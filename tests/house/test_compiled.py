@@ -36,6 +36,8 @@ def test_no_code_that_is_compiled_differently(path: Path) -> None:
                 assert set(calls) <= {"len", "min", "max"}, ast.unparse(node)
             case ast.Raise(cause=ast.expr() as cause):
                 assert ast.unparse(cause) == "None", ast.unparse(node)
+            case ast.AnnAssign(annotation=ast.Name(id="memoryview")) if node.value is None:
+                pytest.fail(f"line {node.lineno}: a field with the type memoryview alone cannot be imported when compiled")
             case ast.Attribute(attr="cached_property"):
                 pytest.fail(f"line {node.lineno}: cached_property")
 

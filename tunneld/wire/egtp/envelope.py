@@ -45,7 +45,7 @@ class RecordsEnvelope:
 
     session: bytes
     number: int
-    records: memoryview
+    records: bytes | memoryview  # a view; mypyc cannot name that type alone in a dataclass
 
 
 @dataclass(frozen=True, slots=True)
