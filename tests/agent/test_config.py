@@ -16,6 +16,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.cli.tunnel import parser
 from tunneld.errors import ConfigError
 from tunneld.net.endpoint import Target
+from tunneld.tls.identity import Identity
 from tunneld.wire.lines import Value
 
 configs = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 2))
@@ -252,3 +253,17 @@ def test_a_host_name_of_its_own_is_the_name_of_the_tunnel(host: str, name: str |
 
     assert planned() == name
     assert planned("--name", "mine") == "mine"
+
+
+def test_with_egtp_each_exposure_has_a_key_or_that_of_a_file(tmp_path: Path) -> None:
+    kept = Identity.create()
+    kept.save(tmp_path / "key.pem")
+    own = '[expose.a]\ntarget = 1\nbackend = "egtp"\n'
+    first, second = (read(tmp_path, own)["a"].request for _ in range(2))
+    assert first.identity is not None
+    assert first.open_options["node"] == str(first.identity.id)
+    assert first.identity != second.identity
+    assert first == second  # a reload changes nothing
+    named = read(tmp_path, f'{own}identity = "{tmp_path}/key.pem"\n')["a"].request
+    assert named.identity == kept
+    assert read(tmp_path, "[expose.a]\ntarget = 1\n")["a"].request.identity is None

@@ -216,7 +216,7 @@ async def fail_as(relay: Running, *names: str, **tls: Any) -> None:
 async def test_an_admin_sees_a_blocked_address_and_lifts_the_block(
     tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False,))  # as if from a remote machine
+    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False, None))  # a remote machine
     pki = Pki.issue(tmp_path)
     path = tmp_path / "tunnel.toml"
     files = f'certificate = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\n'
@@ -256,7 +256,7 @@ async def test_a_client_of_a_blocked_address_is_told_so_on_a_port_with_tls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, it only saw a closed connection."""
-    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False,))
+    monkeypatch.setattr(PreauthLimiter.__init__, "__defaults__", (lambda _host: False, None))
     pki = Pki.issue(tmp_path)
     path = tmp_path / "tunnel.toml"
     files = f'certificate = "{tmp_path}/relay.pem"\nkey = "{tmp_path}/relay.key"\n'

@@ -79,7 +79,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
-    identity = _new_identity() if values["backend"] == "egtp" else None
+    identity = _egtp_identity(values["identity"]) if values["backend"] == "egtp" else None
     request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
     return ExposureConfig(
         Target.parse(values["target"]),
@@ -101,7 +101,7 @@ def _private(
     admit = tuple(values["admit"] or ())
     if not values["private"]:
         for key in ("admit", "identity"):
-            if values[key]:
+            if values[key] and not (key == "identity" and values["backend"] == "egtp"):
                 raise UsageError(f"{spell(key)} is for private tunnels; add {spell('private')}")
         return None
     here = spell("private")
@@ -113,11 +113,17 @@ def _private(
     return PrivateSettings(str(options["name"]), admit, Path(values["identity"]) if values["identity"] else None)
 
 
-def _new_identity() -> Identity:
-    """A key for one exposure; the relay is told its id when the tunnel is opened."""
+def _egtp_identity(file: str | Path | None) -> Identity:
+    """The key in the file, or one for this exposure alone; the relay is told its id when the tunnel is opened. Raises
+    `UsageError` or `ConfigError`.
+    """
     from tunneld.tls.identity import Identity  # noqa: PLC0415  # for the few that need it
 
-    return Identity.create()
+    if not file:
+        return Identity.create()
+    from tunneld.config.trust import load_identity  # noqa: PLC0415
+
+    return load_identity(Path(file))
 
 
 def _name_of(host: str) -> str:

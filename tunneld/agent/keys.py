@@ -205,7 +205,7 @@ KEYS: Mapping[str, Setting] = {
         takes="PEER",
     ),
     "identity": Setting(
-        ReadableFile(), "private key to use instead of that of `tunnel identity`", PRIVATE, takes="FILE"
+        ReadableFile(), "private key to use instead of that of `tunnel identity`, or with egtp", PRIVATE, takes="FILE"
     ),
     "health": Setting(
         Words(("tcp", "http")),

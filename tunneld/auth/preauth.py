@@ -94,8 +94,8 @@ class PreauthLimiter:
         exempt: Callable[[str], bool] = is_loopback,
         bans: Bans | None = None,
     ) -> None:
-        self._bans = bans if bans is not None else Bans()
         self.refusals: Counter[PreauthReason] = Counter()
+        self._bans = bans if bans is not None else Bans()
         self._settings = settings
         self._exempt = exempt
         self._trusted_text: tuple[str, ...] = ()
