@@ -15,7 +15,6 @@ from setuptools import setup
 
 HOT = {
     "net": "dial liveness",
-    "tls": "connection session",
     "wire/webmux": "*",
     "wire/egtp": "delivery envelope fast frames streams",
     "wire": "chunked http1 proxy_protocol",
