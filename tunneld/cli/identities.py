@@ -63,8 +63,9 @@ async def invite(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"could not store the invitation: {reason_of(error)}") from None
     say(str(code))
+    pin = f" --pin {options.pin}" if options.pin else ""
     complain(
         f"tunnel: valid for one visit to {options.name!r} within {format_duration(seconds)}; the visitor runs: "
-        f"tunnel visit --once CODE --relay {options.relay}"
+        f"tunnel visit --once CODE --relay {options.relay}{pin}"
     )
     return os.EX_OK
