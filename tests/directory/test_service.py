@@ -15,12 +15,14 @@ from tunneld.backends import BACKENDS
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory import local
 from tunneld.directory.live import LiveTunnels
+from tunneld.directory.requester import Requester
 from tunneld.directory.running import METER_INTERVAL
 from tunneld.directory.service import TunnelService
 from tunneld.engine.engine import Engine
-from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError
+from tunneld.errors import EndedError, LimitReachedError, NoSuchTunnelError, UsageError
 from tunneld.policy.access import EVERYBODY, Grant, Role
 from tunneld.policy.options import TunnelOptions
+from tunneld.tunnel.tunnel import Tunnel
 
 
 async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelService) -> None:
@@ -28,6 +30,22 @@ async def test_a_tunnel_is_found_by_id_uris_and_client_port(service: TunnelServi
     for reference in (tunnel.id.upper(), str(tunnel.server_uri), str(tunnel.client_uri), str(tunnel.client_uri.port)):
         assert await service.find_local(reference) is tunnel
     assert list(service.tunnels()) == [other, tunnel]
+
+
+async def test_a_tunnel_is_found_by_its_name_unless_that_is_ambiguous(service: TunnelService) -> None:
+    async def opened(credential: str) -> Tunnel:
+        requester = Requester("127.0.0.1", f"{credential}@127.0.0.1:9", "127.0.0.1", Grant(credential))
+        return await service.open_tunnel("tcp", TunnelOptions.parse({"name": "blog"}), requester)
+
+    await open_tunnel(service)
+    of_alice = await opened("alice")
+    assert await service.find_local("blog") is of_alice
+    of_bob = await opened("bob")
+    assert await service.find_local("blog", Grant("bob")) is of_bob
+    with pytest.raises(UsageError, match="use an id, t2, t3"):
+        await service.find("blog")
+    with pytest.raises(NoSuchTunnelError):
+        await service.find("blog", Grant("carol"))
 
 
 @pytest.mark.parametrize("reference", ["t99", "1", "tcp://127.0.0.1:1", ""])

@@ -93,8 +93,10 @@ async def test_a_label_is_that_of_the_callers_own_newest_tunnel(monkeypatch: pyt
         mine = await opened(service, ALICE, host="one", name="web", auth="link")
         theirs = await opened(service, BOB, host="two", name="web", auth="link")
         monkeypatch.setattr(service, "tunnels", lambda _grant: pytest.fail("looked through all tunnels"))
-        for grant, tunnel in ((ALICE, mine), (BOB, theirs), (ROOT, theirs)):
+        for grant, tunnel in ((ALICE, mine), (BOB, theirs)):
             assert (await find_site(service, "web", grant)).tunnel.id == tunnel
+        with pytest.raises(UsageError, match="several credentials"):
+            await find_site(service, "web", ROOT)
         await service.close(theirs)
         while service.live.find(theirs) is not None:
             await trio.lowlevel.checkpoint()

@@ -9,7 +9,7 @@ from functools import partial
 
 from tunneld.cli.common import Parser
 
-REFERENCE = ("ref", "REF", "id, URI, port or host name of the tunnel, as shown by `tunnel list`")
+REFERENCE = ("ref", "REF", "id, name, URI, port or host name of the tunnel, as shown by `tunnel list`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tunneld.directory.record import TunnelRecord
+from tunneld.errors import UsageError
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel.snapshot import ServiceCounters
@@ -58,9 +59,14 @@ class LiveTunnels:
         return self._by_key.get(key)
 
     def labelled(self, label: str, grant: Grant) -> Tunnel | None:
-        """The newest tunnel with this label that this grant may see. Different credentials may use one label."""
-        tunnels = reversed(self._labelled.get(label, {}).values())
-        return next((tunnel for tunnel in tunnels if self.is_visible_to(grant, tunnel.id)), None)
+        """The newest tunnel with this label that this grant may see. Raises `UsageError` where several credentials that
+        it may see have one.
+        """
+        tunnels = [one for one in self._labelled.get(label, {}).values() if self.is_visible_to(grant, one.id)]
+        if len({self.record_of(one.id).owner for one in tunnels}) > 1:
+            ids = ", ".join(one.id for one in tunnels)
+            raise UsageError(f"several credentials have a tunnel called {label!r}: use an id, {ids}")
+        return tunnels[-1] if tunnels else None
 
     def count_of(self, owner: str) -> int:
         """How many tunnels a credential has."""

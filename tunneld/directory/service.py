@@ -113,7 +113,7 @@ class TunnelService:
         return self.live.visible_to(grant)
 
     async def find(self, reference: str, grant: Grant = EVERYBODY) -> TunnelRecord:
-        """The tunnel with this id, server URI, client URI or client port.
+        """The tunnel with this id, server URI, client URI, client port, host name or name.
 
         Raises `NoSuchTunnelError`, also for a tunnel of another credential, or `EndedError` or `ExpiredError` where the
         server URI is that of a tunnel that has ended for good.
@@ -124,9 +124,11 @@ class TunnelService:
             if record is None or endpoint not in {record.server, record.client}:
                 record = None
                 await self._check_not_ended(endpoint, grant)
+        elif record is None and (named := self.live.labelled(reference, grant)) is not None:
+            record = self.live.record_of(named.id)
         if record is None or not grant.may_see(record.owner):
             raise NoSuchTunnelError(
-                f"no open tunnel is called {reference!r}: use an id, a URI or a port as list shows it"
+                f"no open tunnel is called {reference!r}: use an id, a name, a URI or a port as list shows it"
             )
         return record
 
