@@ -47,12 +47,14 @@ def hot_files() -> list[str]:
 
 
 def extensions() -> list[Any]:
-    """Return the extension modules; empty unless TUNNELD_COMPILE=1."""
+    """Return the extension modules; empty unless TUNNELD_COMPILE=1. TUNNELD_OPTIMIZE is the level for the C compiler, 3
+    without it.
+    """
     if os.environ.get("TUNNELD_COMPILE") != "1":
         return []
     from mypyc.build import mypycify  # noqa: PLC0415 - a build dependency only then
 
-    return mypycify(hot_files(), debug_level="0")
+    return mypycify(hot_files(), debug_level="0", opt_level=os.environ.get("TUNNELD_OPTIMIZE", "3"))
 
 
 setup(ext_modules=extensions())

@@ -281,6 +281,17 @@ async def test_a_writer_writes_everything_in_order_before_its_block_ends() -> No
         assert [int(line) for line in lines] == list(range(1000))
 
 
+async def test_a_writer_writes_what_an_error_leaves_in_its_queue() -> None:
+    receive, send = os.pipe()
+    with trio.fail_after(PATIENCE), pytest.RaisesGroup(ValueError):
+        async with Writer(send, vital=True).open() as written:
+            written.put("why it ended\n")
+            raise ValueError
+    os.close(send)
+    with os.fdopen(receive) as lines:
+        assert lines.read() == "why it ended\n"
+
+
 async def test_a_stalled_reader_does_not_block_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "FINAL_WRITE_TIMEOUT", 0.01)
     receive, send = os.pipe()

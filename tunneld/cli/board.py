@@ -196,6 +196,7 @@ class Writer:
         self._lines: deque[str] = deque(maxlen=MAX_QUEUED_LINES)
         self._has_lines = trio.Event()
         self._closing = False
+        self._scope = trio.CancelScope(shield=True)  # an error that ends the block does not end the writing
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Writer]:
@@ -210,8 +211,7 @@ class Writer:
             finally:
                 self._closing = True
                 self._has_lines.set()
-                nursery.cancel_scope.deadline = trio.current_time() + FINAL_WRITE_TIMEOUT
-                nursery.cancel_scope.shield = True
+                self._scope.deadline = trio.current_time() + FINAL_WRITE_TIMEOUT
 
     @property
     def is_terminal(self) -> bool:
@@ -233,21 +233,25 @@ class Writer:
         self._has_lines.set()
 
     async def _run(self) -> None:
-        while not (self._closing and not self._lines):
-            await self._has_lines.wait()
-            self._has_lines = trio.Event() if not self._closing else self._has_lines
-            text = "".join(self._lines)
-            self._lines.clear()
-            try:
-                await trio.to_thread.run_sync(self._write, text.encode(errors="replace"), abandon_on_cancel=True)
-            except OSError as error:
-                reason = f"could not write to standard output: {reason_of(error)}"
-                if self._vital:
-                    raise (OutputGoneError if isinstance(error, BrokenPipeError) else OutputError)(reason) from None
-                if not self._failed:
-                    self._failed = True
-                    self._on_failure(reason)
-            await trio.sleep(0 if self._closing else WRITE_PAUSE)
+        with self._scope:
+            while not (self._closing and not self._lines):
+                await self._has_lines.wait()
+                self._has_lines = trio.Event() if not self._closing else self._has_lines
+                await self._write_queued()
+                await trio.sleep(0 if self._closing else WRITE_PAUSE)
+
+    async def _write_queued(self) -> None:
+        text = "".join(self._lines)
+        self._lines.clear()
+        try:
+            await trio.to_thread.run_sync(self._write, text.encode(errors="replace"), abandon_on_cancel=True)
+        except OSError as error:
+            reason = f"could not write to standard output: {reason_of(error)}"
+            if self._vital:
+                raise (OutputGoneError if isinstance(error, BrokenPipeError) else OutputError)(reason) from None
+            if not self._failed:
+                self._failed = True
+                self._on_failure(reason)
 
     def _write(self, data: bytes) -> None:
         """Write all of `data`, in a thread. The descriptor may be non-blocking: another process can have set that."""

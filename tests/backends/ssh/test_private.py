@@ -18,6 +18,7 @@ from tunneld.agent.config import PrivateSettings
 from tunneld.agent.private import PrivateVisitors
 from tunneld.agent.source import SocketVisitor, VisitorConnection
 from tunneld.engine import new_engine
+from tunneld.engine.engine import Engine
 from tunneld.policy.private import PrivateClaim, claimed_text
 from tunneld.tunnel.visitor import Visitor
 
@@ -27,9 +28,15 @@ LOCAL = "127.0.0.1"
 async def test_a_visit_through_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> None:
     make_home(tmp_path, monkeypatch)
     ALICE.save(tmp_path / "config/tunneld/identity.pem")
-    engine, admitted, listener = new_engine(), list[VisitorConnection](), socket.create_server((LOCAL, 0))
-    listener.setblocking(False)
+    engine, admitted = new_engine(), list[VisitorConnection]()
     await nursery.start(engine.run)
+    with socket.create_server((LOCAL, 0)) as listener:
+        listener.setblocking(False)
+        await _visit(engine, listener, admitted)
+    nursery.cancel_scope.cancel()
+
+
+async def _visit(engine: Engine, listener: socket.socket, admitted: list[VisitorConnection]) -> None:
     host = PrivateVisitors(
         engine, PrivateSettings("shell", ("bob",)), RecordingReporter(), lambda one, _: admitted.append(one), _fail
     )
@@ -52,8 +59,6 @@ async def test_a_visit_through_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                         assert await server.receive_some() == b"hello"
                         await server.send_all(b"answer")
                         assert await visitor.receive_some() == b"answer"
-    listener.close()
-    nursery.cancel_scope.cancel()
 
 
 def _fail(_header: bytes, reason: str) -> None:
