@@ -308,6 +308,7 @@ async def test_sessions_beyond_max_sessions_are_refused() -> None:
         async def open_one() -> None:
             await wait(connection, connection.create_session(asyncssh.SSHClientSession))
 
+        await wait(connection, connection.forward_remote_port("", 0, LOCAL, 9))  # without a -R, sessions end at once
         for _ in range(MAX_SESSIONS):
             await open_one()
         with pytest.raises(asyncssh.ChannelOpenError, match="sessions are open"):
