@@ -151,6 +151,7 @@ def watching(connection: Counts) -> tuple[Watched, VanishedPeers]:
     return relay, VanishedPeers(Timers(lambda: None), relays, 60)
 
 
+@pytest.mark.interpreted
 async def test_silence_of_the_timeout_and_unanswered_segments_are_needed(mock_clock: MockClock) -> None:
     relay, peers = watching(counts := Counts())
     peers.on_deadline()
@@ -163,6 +164,7 @@ async def test_silence_of_the_timeout_and_unanswered_segments_are_needed(mock_cl
     assert relay.gone[0] == 60
 
 
+@pytest.mark.interpreted
 async def test_before_the_timeout_nothing_is_decided(mock_clock: MockClock) -> None:
     relay, peers = watching(counts := Counts())
     peers.on_deadline()
@@ -172,6 +174,7 @@ async def test_before_the_timeout_nothing_is_decided(mock_clock: MockClock) -> N
     assert relay.gone == []
 
 
+@pytest.mark.interpreted
 async def test_any_segment_from_the_peer_is_an_answer(mock_clock: MockClock) -> None:
     relay, peers = watching(counts := Counts())
     for answers in range(5):
@@ -181,6 +184,7 @@ async def test_any_segment_from_the_peer_is_an_answer(mock_clock: MockClock) -> 
     assert relay.gone == []
 
 
+@pytest.mark.interpreted
 async def test_retransmissions_without_a_route_count(mock_clock: MockClock) -> None:
     relay, peers = watching(counts := Counts())
     peers.on_deadline()
@@ -190,6 +194,7 @@ async def test_retransmissions_without_a_route_count(mock_clock: MockClock) -> N
     assert relay.gone
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("counts", [{"unacked": 0}, {"state": 2}], ids=["nothing is outstanding", "it connects"])
 async def test_an_end_that_waits_for_nothing_is_not_watched(mock_clock: MockClock, counts: dict[str, int]) -> None:
     relay, peers = watching(connection := Counts(**counts))
@@ -200,6 +205,7 @@ async def test_an_end_that_waits_for_nothing_is_not_watched(mock_clock: MockCloc
     assert relay.gone == []
 
 
+@pytest.mark.interpreted
 async def test_an_idle_relay_costs_no_system_call(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     _relay, peers = watching(counts := Counts(unacked=0))
     peers.on_deadline()
@@ -207,6 +213,7 @@ async def test_an_idle_relay_costs_no_system_call(mock_clock: MockClock, monkeyp
     peers.on_deadline()
 
 
+@pytest.mark.interpreted
 async def test_another_timeout_applies_to_present_relays_and_0_means_never(mock_clock: MockClock) -> None:
     relay, peers = watching(counts := Counts())
     peers.timeout = 5
