@@ -76,6 +76,8 @@ class SshConnection:
         self.login: SshLogin | None = None
         self.forwards: list[Forward] = []
         self.asked = False  # the client has sent a -R
+        self._undecided = 0  # of these
+        self._decisions = trio.lowlevel.ParkingLot()
         self.decided = trio.Event()  # logged in, or closed before
         self.closed = trio.Event()
         self.reason = ""  # why it was closed
@@ -176,13 +178,22 @@ class SshConnection:
     async def listen(self, host: str, port: int) -> asyncssh.SSHListener | bool:
         """See `SshServerEvents.listen`."""
         self.asked = True
+        self._undecided += 1
         try:
             forward = await self._context.loop.trio_as_future(self._open_forward, (host, port))
         except TunneldError as error:
             self.refuse(str(error))
             return False
+        finally:
+            self._undecided -= 1
+            self._decisions.unpark_all()
         self.connection.begin_when_answered(forward.begin)
         return ForwardListener(forward, self.transport.is_closing)
+
+    async def forwards_decided(self) -> None:
+        """See `ConsoleUser.forwards_decided`."""
+        while self._undecided:
+            await self._decisions.park()
 
     def refuse(self, reason: str) -> None:
         """Show `reason` in the sessions, and send it as a debug message, which `ssh -v` prints without a session."""

@@ -70,6 +70,9 @@ class ConsoleUser(Protocol):
     def asked(self) -> bool:
         """Whether the client has sent a -R."""
 
+    async def forwards_decided(self) -> None:
+        """Wait until every -R of the client is granted or refused."""
+
     def drain(self) -> None:
         """The user quits: close the tunnels, and let the client disconnect."""
 
@@ -214,7 +217,8 @@ class ConsoleSession(asyncssh.SSHServerSession[str]):
         self._console.user.drain()
 
     async def _run_command(self) -> None:
-        """Run a command, print its result and exit with its status."""
+        """Run a command, print its result and exit with its status, once it is known which -R were refused."""
+        await self._console.user.forwards_decided()
         for is_error, kept in self._console.take_kept():
             if is_error:
                 self._channel.write_stderr(self._convert_newlines(kept))
