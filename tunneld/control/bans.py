@@ -28,7 +28,7 @@ async def kick(daemon: DaemonControl, request: ControlRequest, caller: Requester
     """Cut the connections of one visitor of a tunnel, or of all from an address or network."""
     reference, who = request.args
     tunnel = await daemon.service.find_local(reference, caller.known_grant)
-    kicked = tunnel.visitors.kick(_chosen_by(who), _by_request_of("disconnected", caller))
+    kicked = tunnel.visitors.kick(_chosen_by(who), caller.known_grant.by_request("disconnected"))
     return Reply(text=f"disconnected {count(kicked, 'visitor')} of {tunnel.id}")
 
 
@@ -53,11 +53,6 @@ def _is_in(networks: NetworkSet, peer: Peer) -> bool:
         return False
 
 
-def _by_request_of(action: str, caller: Requester) -> str:
-    name = caller.known_grant.name
-    return f"{action} by request" + (f" of {name}" if name else "")
-
-
 async def ban(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """Keep a network out for some time, and disconnect its visitors."""
     network = parse_network(request.args[0])
@@ -72,7 +67,7 @@ async def ban(daemon: DaemonControl, request: ControlRequest, caller: Requester)
     if _is_in(NetworkSet([network]), (caller.host, 0)):
         raise UsageError(f"{network} contains your own address, {caller.host}")
     daemon.service.bans.add(network, trio.current_time() + seconds)
-    reason, chosen = _by_request_of("banned", caller), _chosen_by(str(network))
+    reason, chosen = caller.known_grant.by_request("banned"), _chosen_by(str(network))
     kicked = sum(tunnel.visitors.kick(chosen, reason) for tunnel in daemon.service.tunnels())
     log.info("network banned", network=str(network), seconds=seconds, by=caller.owner, disconnected=kicked)
     return Reply(text=f"banned {network} for {seconds:g} s, disconnected {count(kicked, 'visitor')}")

@@ -245,7 +245,7 @@ class TunnelService:
         """Note that this grant `closed` or `drained` a tunnel, so that its agent does not open it again, unless it may
         `reopen` it. Returns the reason as text.
         """
-        reason = f"{action} by request" + (f" of {grant.name}" if grant.name else "")
+        reason = grant.by_request(action)
         if not reopen:
             await self.directory.note_end(record.server, record.owner, EndedError(f"tunnel {record.id} was {reason}"))
         return reason

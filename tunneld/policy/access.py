@@ -65,6 +65,10 @@ class Grant:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"
 
+    def by_request(self, action: str) -> str:
+        """A reason, such as `closed by request of home`."""
+        return f"{action} by request" + (f" of {self.name}" if self.name else "")
+
     def may_see(self, owner: str) -> bool:
         """Whether it may see a tunnel of the credential `owner`: its own, or any for an admin or a viewer."""
         return self.sees_all or self.name == owner
