@@ -26,6 +26,7 @@ from tunneld.agent.expose import Exposure
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide
 from tunneld.tls.identity import Identity
+from tunneld.tunnel.tunnel import Phase
 
 REQUEST = TunnelRequest({"name": "the-one"}, backend="egtp", identity=Identity.from_seed(b"\x01" * 32))
 
@@ -125,8 +126,8 @@ async def test_a_retired_association_gets_another_link_for_its_visitors() -> Non
         source.withdraw()
         await source.wait_withdrawn()
         (carrier,) = side_of(relay).associations.values()
-        assert carrier.output.link is not None
-        carrier.output.link._end("cut by the test")
+        assert carrier.attachment.output.link is not None
+        carrier.attachment.output.link._end("cut by the test")
         await visitor.send_all(b"after")
         assert await read_exactly(visitor, 5) == b"after"
         await visitor.aclose()
@@ -139,11 +140,29 @@ async def test_a_change_of_address_replaces_the_link(monkeypatch: pytest.MonkeyP
         await visitor.send_all(b"before")
         assert await read_exactly(visitor, 6) == b"before"
         (carrier,) = side_of(relay).associations.values()
-        former = carrier.output.link
-        monkeypatch.setattr("tunneld.agent.associations.is_local_address", lambda _address: False)
+        former = carrier.attachment.output.link
+        monkeypatch.setattr("tunneld.agent.association.is_local_address", lambda _address: False)
         source_of(exposure).probe()
-        await until(lambda: carrier.output.link not in {former, None})
+        await until(lambda: carrier.attachment.output.link not in {former, None})
         await visitor.send_all(b"after")
         assert await read_exactly(visitor, 5) == b"after"
         await visitor.aclose()
         assert reporter.all("trouble") == []
+
+
+async def test_a_tunnel_that_drains_still_gets_another_link_for_its_visitors() -> None:
+    async with serving() as (relay, reporter, exposure):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        (carrier,), former = side_of(relay).associations.values(), relay.tunnel
+        exposure.drain("the test", PATIENCE)
+        await until(lambda: former.phase is Phase.DRAINING)
+        assert carrier.attachment.output.link is not None
+        carrier.attachment.output.link._end("cut by the test")
+        await visitor.send_all(b"after")
+        assert await read_exactly(visitor, 5) == b"after"
+        await visitor.aclose()
+        await until(lambda: former.phase is Phase.CLOSED)
+        assert isinstance(former.server_side, EgtpServerSide)
+        assert former.server_side._registry.find_all(former.server_side.key) == []

@@ -188,8 +188,8 @@ async def test_a_visitor_survives_the_loss_of_the_agents_connection() -> None:
             assert isinstance(side, EgtpServerSide)
             for number in range(3):
                 (carrier,) = side.associations.values()
-                assert carrier.output.link is not None
-                carrier.output.link._end("cut by the test")
+                assert carrier.attachment.output.link is not None
+                carrier.attachment.output.link._end("cut by the test")
                 await visitor.send_all(b"after%d" % number)
                 assert await read_exactly(visitor, 6) == b"after%d" % number
             await visitor.aclose()
@@ -212,10 +212,10 @@ async def test_visitors_are_cut_if_the_relay_has_forgotten_the_association() -> 
             side = opened.server_side
             assert isinstance(side, EgtpServerSide)
             (carrier,) = side.associations.values()
-            link = carrier.output.link
+            link = carrier.attachment.output.link
             assert link is not None
-            carrier.output.link = None
-            carrier._close("forgotten")  # without a goodbye
+            carrier.attachment.output.link = None
+            carrier.end("forgotten")  # without a goodbye
             link._end("cut by the test")
             with pytest.raises(trio.BrokenResourceError):
                 await visitor.receive_some()

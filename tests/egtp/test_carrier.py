@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tests.egtp.bench import FROM_AGENT, FROM_RELAY, NodePair, Tamper, node_pair
 from tests.engine.bench import open_descriptors, read_all
-from tunneld.egtp.carrier import AssociationLimits
+from tunneld.egtp.limits import AssociationLimits
 from tunneld.engine.engine import Cause
 from tunneld.errors import LimitReachedError
 from tunneld.mux.limits import CarrierLimits
@@ -132,7 +132,7 @@ async def test_channels_survive_the_loss_of_their_link(pair: NodePair) -> None:
         nursery.start_soon(receive, visitor)
         nursery.start_soon(receive, server)
         for number in range(6):
-            link = (pair.agent, pair.relay)[number % 2].output.link
+            link = (pair.agent, pair.relay)[number % 2].attachment.output.link
             assert link is not None
             link._connection.close()
             link._end("cut by the test")
@@ -152,7 +152,7 @@ async def test_a_link_that_is_replaced_before_its_loss_was_noticed(pair: NodePai
     far.handler = recorder = Recorder([])
     near.write(memoryview(b"hello"))
     near.finish()
-    await pair.relay_owner.until(lambda: pair.relay.settled)
+    await pair.relay_owner.until(lambda: pair.relay.attachment.settled)
     assert (recorder.data, recorder.reasons) == (b"hello", ["eof"])
 
 
@@ -161,8 +161,8 @@ async def test_channels_are_reset_when_no_link_comes_in_time(pair: NodePair, aut
     await pair.connect()
     near, _ = await pair.channels()
     near.handler = recorder = Recorder([])
-    assert pair.agent.output.link is not None
-    pair.agent.output.link._end("cut by the test")
+    assert pair.agent.attachment.output.link is not None
+    pair.agent.attachment.output.link._end("cut by the test")
     began = trio.current_time()
     await pair.relay_owner.until(lambda: pair.relay_owner.reason is not None)
     assert 5 <= trio.current_time() - began < 6
@@ -183,17 +183,17 @@ async def test_a_goodbye_ends_the_association_at_once(pair: NodePair) -> None:
 
 async def test_retirement_is_acknowledged(pair: NodePair) -> None:
     await pair.connect()
-    await pair.agent_owner.until(lambda: pair.agent.settled)
+    await pair.agent_owner.until(lambda: pair.agent.attachment.settled)
     pair.agent.retire()
     await pair.relay_owner.until(lambda: pair.relay_owner.retired == 1)
-    await pair.agent_owner.until(lambda: pair.agent.settled)
+    await pair.agent_owner.until(lambda: pair.agent.attachment.settled)
 
 
 @pytest.mark.limits(heartbeat=5.0)
 async def test_a_silent_peer_is_asked_and_given_up(pair: NodePair, autojump_clock: MockClock) -> None:
     passing = True
     await pair.connect(lambda _direction, _number, frame: [frame] if passing else [])
-    await pair.relay_owner.until(lambda: pair.relay.settled)
+    await pair.relay_owner.until(lambda: pair.relay.attachment.settled)
     passing = False
     began = trio.current_time()
     await pair.relay_owner.until(lambda: bool(pair.relay_owner.detached))
@@ -289,7 +289,7 @@ async def test_repeated_and_swapped_frames_do_no_harm(pair: NodePair) -> None:
             pair.relay.send_buffer.flush()
         near.finish()
         pair.relay.send_buffer.flush()
-        pair.relay.ask()  # a short frame, after which no other is held back
+        pair.relay.attachment.send_ping()  # a short frame, after which no other is held back
         while not recorder.reasons:
             await trio.lowlevel.checkpoint()
         assert (recorder.data, recorder.reasons) == (sent, ["eof"])
@@ -323,7 +323,7 @@ async def test_a_slow_visitor_bounds_what_is_buffered(pair: NodePair) -> None:
     near, far = await pair.channels()
     quick_near, quick_far = await pair.channels()
     sent = 0
-    while (size := far.send_capacity()) or not pair.agent.settled:
+    while (size := far.send_capacity()) or not pair.agent.attachment.settled:
         far.write(memoryview(bytes(size)))
         sent += size
         await trio.lowlevel.checkpoint()
@@ -339,8 +339,8 @@ async def test_a_slow_visitor_bounds_what_is_buffered(pair: NodePair) -> None:
 async def test_without_a_link_little_is_kept(pair: NodePair) -> None:
     await pair.connect()
     near, _ = await pair.channels()
-    assert pair.relay.output.link is not None
-    pair.relay.output.link._end("cut by the test")
+    assert pair.relay.attachment.output.link is not None
+    pair.relay.attachment.output.link._end("cut by the test")
     sent = 0
     while size := near.send_capacity():
         near.write(memoryview(bytes(size)))

@@ -24,6 +24,7 @@ from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
+from tunneld.tunnel.tenants import Tenant
 
 ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh", "egtp"})
 """Schemes of shared ports that receive the key in encrypted form."""
@@ -134,6 +135,11 @@ class MuxServerSide:
     def client_port(self) -> int:
         """The port that visitors connect to."""
         return self._context.client_port
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tunnel's owner."""
+        return self._context.tenant
 
     def share(self, budget: TurnBudget) -> CostShare:
         """The share of the pump's turns that all carriers of the tunnel's owner have together."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Protocol
 
+from tunneld.egtp.limits import DRAIN_SIZE, MAX_LINK_FRAME, MAX_UNSENT
+from tunneld.egtp.owners import LinkOwner
 from tunneld.egtp.session import NodeSession
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
@@ -25,60 +26,21 @@ from tunneld.wire.egtp.envelope import ID_SIZE, decode_streams
 from tunneld.wire.egtp.fast import decode_for_you, decode_received, encode_for_you, encode_received
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.messages import RESPONSE, MojoRequest, MojoResponse, failure_of, parse_message
-from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
+from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
 from tunneld.wire.mencode import Value
 
 LENGTH = struct.Struct(">I")
 """The length in front of a frame."""
-MAX_STREAM_MESSAGE = 1024 * 1024
-"""Octets of the frames in one message: four times what a carrier lets pend."""
-MAX_LINK_FRAME = MAX_STREAM_MESSAGE + 16 * 1024
-"""Octets of a TCP frame, with everything around the frames of streams."""
-MAX_UNSENT = 2 * MAX_LINK_FRAME
-"""Bytes of output that may wait for a peer that sends but does not read."""
-DRAIN_SIZE = 1024 * 1024
-"""Bytes of input that are discarded before a connection is closed: unread input would reset it, and the reset would
-overtake our last message.
-"""
 
 log = Logger("egtp")
-
-
-class LinkOwner(Protocol):
-    """What a link calls. An exception ends the link."""
-
-    @property
-    def must_wait(self) -> bool:
-        """Whether nothing more is to be read in this turn: the owner calls `Link.read` in a later one."""
-
-    def on_streams(self, number: int, frames: memoryview) -> bool:
-        """A message of streams came. Returns whether it is to be acknowledged."""
-
-    def on_acknowledged(self, number: int) -> None:
-        """The peer has this message and all before it."""
-
-    def on_request(self, request: MojoRequest) -> Value:
-        """Another request came; the result is the body of the response. Raises `RemoteProtocolError`."""
-
-    def on_writable(self) -> None:
-        """The connection accepts output again."""
-
-    def on_input(self) -> None:
-        """Bytes came."""
-
-    def on_lost(self, link: Link, reason: str) -> None:
-        """The link has ended."""
-
-    def on_stop(self) -> None:
-        """The pump stops."""
 
 
 class Link:
     """One connection with a session, which it owns."""
 
     __slots__ = (
-        "_answer", "_answer_to", "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump", "_requests",
-        "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
+        "_answer", "_answer_to", "_asked", "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump",
+        "_requests", "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +62,7 @@ class Link:
         self._requests: dict[bytes, int] = {}  # by nonce: the number of the message; oldest first
         self._answer = b""  # the nonce of the last message that is to be answered
         self._answer_to = -1  # and its number
+        self._asked = b""  # the nonce of `are there messages`, while the response is outstanding
         self._scheduled = False  # a flush comes after the batch
         self._until_eagain = False
         self._view = memoryview(pump.wide_buffer)
@@ -132,6 +95,12 @@ class Link:
         nonce = os.urandom(ID_SIZE)
         self._requests[nonce] = number
         self._send(encode_for_you(self.peer.digest, nonce, envelope))
+
+    def ask(self, body: Value) -> None:
+        """Send `are there messages`, in place of an earlier one without a response."""
+        self._asked = os.urandom(ID_SIZE)
+        self._send(MojoRequest(ARE_THERE_MESSAGES, self.peer.digest, self._asked, body).encode())
+        self._flush_later()
 
     def flush(self) -> bool:
         """Write pending output; returns whether the kernel has all of it."""
@@ -274,7 +243,12 @@ class Link:
         """A message that is not one of the two of streams, or is encoded in another way."""
         message = parse_message(data)
         if isinstance(message, MojoResponse):
-            if message.failure is None and parse_outcome(message.body) is None:
+            if message.reference == self._asked:
+                self._asked = b""
+                if message.failure is not None:
+                    raise RemoteProtocolError(f"the peer refused 'are there messages': {message.failure}")
+                owner.on_mail(message.body)
+            elif message.failure is None and parse_outcome(message.body) is None:
                 self._acknowledge(owner, message.reference)
             return
         if message.recipient != self._me.digest:

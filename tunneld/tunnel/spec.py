@@ -55,6 +55,11 @@ class TunnelSpec:
         return None if claim is None else Private(claim.node, self.options.name)
 
     @property
+    def holder(self) -> str:
+        """The owner and the name, by which a tunnel that is opened again is the same one; empty without a name."""
+        return f"{self.credential or self.requester_host} {self.options.name}" if self.options.name else ""
+
+    @property
     def quota_left(self) -> int | None:
         """Bytes that its visitors may still send and receive; None: there is no quota."""
         return None if self.limits.quota is None else max(0, self.limits.quota - self.metered)
