@@ -8,11 +8,9 @@ from pathlib import Path
 import trio
 
 from tests.support.named import named
-from tests.support.programs import daemon
+from tests.support.programs import EGTP, daemon
 from tests.support.system import find_program
 from tunneld.net.endpoint import Endpoint
-
-EGTP = "[egtp]\nenabled = true\nport = 0\n"
 
 
 async def curl(*words: str) -> str:
