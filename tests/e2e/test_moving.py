@@ -25,6 +25,8 @@ host = "{RELAY}"
 open_to_anyone = true
 [http]
 enabled = false
+[egtp]
+enabled = true
 [tunnels]
 host = "{RELAY}"
 [daemon]
@@ -48,7 +50,7 @@ async def served(visitor: Namespace, find: Find, address: Endpoint) -> None:
         await trio.sleep(0.1)
 
 
-@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+@pytest.mark.parametrize("backend", ["webmux", "tcp", "egtp"])
 @pytest.mark.parametrize("credential", ["agent", ""])
 async def test_after_an_address_change_the_tunnel_serves_again(
     tmp_path: Path, program_path: Find, backend: str, credential: str
