@@ -30,6 +30,7 @@ from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.passing import PassingService
 from tunneld.engine import new_engine
 from tunneld.engine.pump import Pump
 from tunneld.net import sockets
@@ -106,6 +107,10 @@ class RelayHere:
 
     def status(self) -> Item:
         return {"tunnels": len(list(self.service.tunnels()))}
+
+    @property
+    def mail(self) -> PassingService | None:
+        return None
 
     def penalties(self) -> Sequence[Item]:
         return []

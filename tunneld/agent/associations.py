@@ -208,7 +208,7 @@ class Associations:
             async with trio.open_nursery() as nursery:
                 for association in waiting:
                     nursery.start_soon(poll, association)
-        delay: float = self._poll
+        delay = float(self._poll)
         if all(results):
             backoff.reset()
         else:
