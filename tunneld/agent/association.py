@@ -11,7 +11,7 @@ from tunneld.agent.end_visitor import EndVisitor
 from tunneld.agent.network import is_local_address
 from tunneld.egtp.carrier import EgtpCarrier
 from tunneld.egtp.handshake import NodeConnection
-from tunneld.egtp.limits import MISSED_POLLS, AssociationLimits
+from tunneld.egtp.limits import MAX_MAIL_VALUES, MISSED_POLLS, AssociationLimits
 from tunneld.egtp.link import Link
 from tunneld.engine.pump import Pump
 from tunneld.mux.channel import Channel
@@ -62,7 +62,7 @@ class AgentAssociation:
         carrier = self.carrier
         self.known = True
         self._address = node.connection.getsockname()
-        link = Link(carrier.pump, node.connection, node.session, node.frames, carrier.limits)
+        link = Link(carrier.pump, node.connection, node.session, node.frames, carrier.limits, MAX_MAIL_VALUES)
         carrier.attachment.attach(link, received)
 
     async def poll(self) -> int:

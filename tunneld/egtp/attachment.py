@@ -160,6 +160,10 @@ class Attachment:
         """See `LinkOwner.must_wait`."""
         return self._frames.must_wait
 
+    def use(self, cost: int) -> None:
+        """See `LinkOwner.use`."""
+        self._frames.use(cost)
+
     def on_streams(self, number: int, frames: memoryview) -> bool:
         """See `LinkOwner.on_streams`."""
         ready = self.inbox.receive(number, frames)

@@ -175,6 +175,10 @@ class EgtpCarrier:
             return True
         return False
 
+    def use(self, cost: int) -> None:
+        """See `FrameOwner.use`."""
+        self.turns.share.use(cost)
+
     def receive(self, messages: list[bytes | memoryview]) -> None:
         """See `FrameOwner.receive`."""
         for frames in messages:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tunneld.wire.egtp.delivery import WINDOW
+
 MAX_STREAM_MESSAGE = 1024 * 1024
 """Octets of the frames in one message: four times what a carrier lets pend."""
 MAX_LINK_FRAME = MAX_STREAM_MESSAGE + 16 * 1024
@@ -17,6 +19,16 @@ overtake our last message.
 FLUSH_SIZE = 256 * 1024
 """Octets of frames that become a message at once, rather than after the batch. A message costs 70 µs at both ends
 together, as much as encrypting 100 KiB; and no more than `CarrierLimits.pause_at` pends anyway.
+"""
+MAX_REQUESTS = 4 * WINDOW
+"""Requests of a link without a response: each message that may be under way, and that it was sent again three times."""
+MAX_REQUEST_VALUES = 64
+"""Values in a request of an agent, which has some 30. A hostile one takes half a millisecond to parse."""
+MAX_MAIL_VALUES = WINDOW + 64
+"""The same at an agent: the response to a poll is a list of messages."""
+MESSAGE_COST, OTHER_COST = 8, 64
+"""Units of a turn's budget that a message costs, in addition to its frames; and one that is not a message of streams,
+which is parsed in the general way.
 """
 MISSED_POLLS = 2
 """Intervals after which a node that polls is given up, in addition to `resume_timeout`: one poll may fail."""

@@ -13,7 +13,15 @@ import os
 import socket
 import struct
 
-from tunneld.egtp.limits import DRAIN_SIZE, MAX_LINK_FRAME, MAX_UNSENT
+from tunneld.egtp.limits import (
+    DRAIN_SIZE,
+    MAX_LINK_FRAME,
+    MAX_REQUEST_VALUES,
+    MAX_REQUESTS,
+    MAX_UNSENT,
+    MESSAGE_COST,
+    OTHER_COST,
+)
 from tunneld.egtp.owners import LinkOwner
 from tunneld.egtp.session import NodeSession
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
@@ -27,7 +35,7 @@ from tunneld.wire.egtp.fast import decode_for_you, decode_received, encode_for_y
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.messages import RESPONSE, MojoRequest, MojoResponse, failure_of, parse_message
 from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
-from tunneld.wire.mencode import Value
+from tunneld.wire.mencode import MencodeLimits, Value
 
 LENGTH = struct.Struct(">I")
 """The length in front of a frame."""
@@ -39,14 +47,22 @@ class Link:
     """One connection with a session, which it owns."""
 
     __slots__ = (
-        "_answer", "_answer_to", "_asked", "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump",
-        "_requests", "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
+        "_answer", "_answer_to", "_asked", "_connection", "_fd", "_frames", "_me", "_mencode", "_outgoing", "_owner",
+        "_pump", "_requests", "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
     )  # fmt: skip
 
     def __init__(
-        self, pump: Pump, connection: socket.socket, session: NodeSession, frames: FrameReader, limits: CarrierLimits
+        self,
+        pump: Pump,
+        connection: socket.socket,
+        session: NodeSession,
+        frames: FrameReader,
+        limits: CarrierLimits,
+        max_values: int = MAX_REQUEST_VALUES,
     ) -> None:
-        """`frames` has what was read already. Nothing is read before `start`."""
+        """`frames` has what was read already. Nothing is read before `start`. `max_values` are those in a message that
+        is not one of the two of streams.
+        """
         assert session.peer is not None
         self.session = session
         self.blocked = False  # the connection accepts nothing until it is writable
@@ -57,6 +73,7 @@ class Link:
         self._connection = Connection(connection)
         self._fd = connection.fileno()
         self._frames = frames
+        self._mencode = MencodeLimits(values=max_values)
         self._outgoing = bytearray()
         self._owner: LinkOwner | None = None
         self._requests: dict[bytes, int] = {}  # by nonce: the number of the message; oldest first
@@ -92,6 +109,9 @@ class Link:
 
     def send_streams(self, number: int, envelope: bytes) -> None:
         """Send a message of streams. The owner is told when it was acknowledged."""
+        if len(self._requests) >= MAX_REQUESTS:
+            self._end("the peer does not acknowledge")
+            return
         nonce = os.urandom(ID_SIZE)
         self._requests[nonce] = number
         self._send(encode_for_you(self.peer.digest, nonce, envelope))
@@ -226,6 +246,7 @@ class Link:
         return not self.closed
 
     def _receive(self, owner: LinkOwner, message: memoryview) -> None:
+        owner.use(MESSAGE_COST)
         reference = decode_received(message)
         if reference is not None:
             self._acknowledge(owner, reference)
@@ -241,7 +262,8 @@ class Link:
 
     def _receive_other(self, owner: LinkOwner, data: bytes) -> None:
         """A message that is not one of the two of streams, or is encoded in another way."""
-        message = parse_message(data)
+        owner.use(OTHER_COST)
+        message = parse_message(data, self._mencode)
         if isinstance(message, MojoResponse):
             if message.reference == self._asked:
                 self._asked = b""

@@ -15,7 +15,7 @@ own may fill half a mailbox, so that no sender alone can shut out all others. A 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -153,7 +153,8 @@ class Mailboxes:
     def __init__(self, limits: Callable[[], MailLimits]) -> None:
         self._limits = limits
         self._mailboxes: dict[bytes, _Mailbox] = {}
-        self._by_age: dict[StoredMessage, None] = {}  # oldest first
+        # oldest first; looking for the first item of a dict takes longer with each item that was removed before it
+        self._by_age: OrderedDict[StoredMessage, None] = OrderedDict()
         self._by_owner: dict[str, MailUsage] = {}
         self.total = MailUsage()
 

@@ -23,6 +23,9 @@ class LinkOwner(Protocol):
     def must_wait(self) -> bool:
         """Whether nothing more is to be read in this turn: the owner calls `Link.read` in a later one."""
 
+    def use(self, cost: int) -> None:
+        """Something was done that costs this much of the owner's share of a turn."""
+
     def on_streams(self, number: int, frames: memoryview) -> bool:
         """A message of streams came. Returns whether it is to be acknowledged."""
 
@@ -54,6 +57,9 @@ class FrameOwner(Protocol):
     @property
     def must_wait(self) -> bool:
         """See `LinkOwner.must_wait`."""
+
+    def use(self, cost: int) -> None:
+        """See `LinkOwner.use`."""
 
     @property
     def outgoing(self) -> bytearray:

@@ -39,10 +39,13 @@ from tunneld.wire.egtp.relaying import (
 )
 from tunneld.wire.egtp.requests import DEFAULT_TIMEOUT, RequestTable
 from tunneld.wire.egtp.steps import Result, Steps
-from tunneld.wire.mencode import Value
+from tunneld.wire.mencode import MencodeLimits, Value
 
 FRAME_OVERHEAD = 16 * 1024
 """Bytes of a frame around the message that it passes along: header, envelope, mencode."""
+
+MESSAGE_LIMITS = MencodeLimits(values=2048)
+"""Of the messages of nodes: a request for 256 messages has 1800 values. A hostile one takes 15 ms to parse."""
 
 MAX_FIRST_FRAME = 256 * 1024
 """Bytes of a frame before a known node has been heard on the connection."""
@@ -210,7 +213,8 @@ class ServiceConnection:
         return entry.message_id
 
     def _handle(self, sender: bytes, encoded: bytes) -> None:
-        message = parse_message(encoded)
+        self._work -= min(len(encoded), MAX_WORK)
+        message = parse_message(encoded, MESSAGE_LIMITS)
         if isinstance(message, MojoResponse):
             self._acknowledge(sender, message)
             return
