@@ -177,6 +177,7 @@ async def test_nothing_is_lost_with_a_connection(autojump_clock: MockClock) -> N
         await visitor.aclose()
 
 
+@pytest.mark.interpreted
 async def test_a_node_that_polls_no_more_is_given_up(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
