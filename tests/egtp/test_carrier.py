@@ -17,6 +17,7 @@ from tunneld.errors import LimitReachedError
 from tunneld.mux.limits import CarrierLimits
 from tunneld.wire.egtp.streams import INITIAL_CREDIT
 
+CANARY = b"a secret that nobody else may read; " * 40
 HANDSHAKE_FRAMES = 3
 """The first frames of either direction, at most, belong to the handshake."""
 
@@ -275,6 +276,51 @@ async def test_tampering_ends_the_link_and_nothing_is_delivered_twice(
         assert victim.detached[0].startswith("the peer broke the EGTP protocol: ")
         await pair.connect()
     assert received == [data, data]
+
+
+@pytest.mark.parametrize("direction", [FROM_AGENT, FROM_RELAY])
+async def test_a_frame_that_is_left_out_is_noticed_by_the_heartbeat_or_the_next(pair: NodePair, direction: int) -> None:
+    """TLS does not accept what follows it, in whatever order: the link stands still until another one replaces it."""
+    await pair.connect(lambda towards, number, frame: lost(towards, number, frame) if towards == direction else [frame])
+    near, far = await pair.channels()
+    sender, receiver = (far, near) if direction == FROM_AGENT else (near, far)
+    carrier = pair.agent if direction == FROM_AGENT else pair.relay
+    receiver.handler = recorder = Recorder([])
+    for number in range(20):
+        sender.write(memoryview(b"%02d" % number))
+        carrier.send_buffer.flush()
+        await trio.testing.wait_all_tasks_blocked()
+    assert not recorder.data.endswith(b"19")
+    sender.finish()
+    await pair.connect()
+    while not recorder.reasons:
+        await trio.lowlevel.checkpoint()
+    assert (recorder.data, recorder.reasons) == (b"".join(b"%02d" % number for number in range(20)), ["eof"])
+
+
+async def test_what_crosses_the_network_is_not_readable(pair: NodePair) -> None:
+    """Neither in what is sent, nor in what is sent again."""
+    recorded = bytearray()
+
+    def record(_direction: int, _number: int, frame: bytes) -> Sequence[bytes]:
+        recorded.extend(frame)
+        return [frame]
+
+    await pair.connect(record)
+    near, far = await pair.channels()
+    far.handler = recorder = Recorder([])
+    for channel in (near, far):
+        channel.write(memoryview(CANARY))
+    pair.relay.send_buffer.flush()
+    await pair.connect(record)
+    near.finish()
+    while not recorder.reasons:
+        await trio.lowlevel.checkpoint()
+    assert recorder.data == CANARY
+    assert len(recorded) > 4 * len(CANARY)
+    assert CANARY[:8] not in recorded
+    assert near.sid == 2
+    assert b"message for you" not in recorded
 
 
 async def test_repeated_and_swapped_frames_do_no_harm(pair: NodePair) -> None:
