@@ -320,3 +320,16 @@ def test_a_key_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_keys_of_tunnels_depend_on_the_relays_key_and_on_their_salt() -> None:
     assert derive(KEY, "a") == derive(KEY, "a")
     assert len({derive(key, salt).id for key in (KEY, OTHER) for salt in "ab"}) == 4
+
+
+async def test_a_tunnel_with_a_name_keeps_its_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in another process with the same key, and not for another owner."""
+    uris = []
+    monkeypatch.setattr("tests.agent.support.Identity.create", lambda: OTHER)  # the relay's key
+    other = Requester(host="127.0.0.2", owner="127.0.0.2:9", local_host="127.0.0.1")
+    for requester, name in ((ME, "web"), (ME, "web"), (other, "web"), (ME, "another"), (ME, ""), (ME, "")):
+        async with relay_here() as relay:
+            options = TunnelOptions(persist=True, node=str(KEY.id), name=name)
+            uris.append((await relay.service.open_tunnel("egtp", options, requester)).server_uri.key)
+    assert uris[0] == uris[1]
+    assert len(set(uris[1:])) == 5
