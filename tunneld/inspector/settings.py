@@ -88,5 +88,8 @@ def parse_kept_memory(text: str) -> int:
 def parse_inspect(text: str) -> str:
     """Check `ADDRESS:PORT`; returns it. Raises `UsageError`."""
     if text and ":" not in text:
-        raise UsageError(f"{text!r} is not ADDRESS:PORT; write the target first: tunnel expose {text} --inspect")
+        raise UsageError(
+            f"{text!r} is not ADDRESS:PORT, such as {INSPECT_PLACE}; a target goes in front: "
+            "tunnel expose TARGET --inspect"
+        )
     return join_host_port(*parse_host_port(text)) if text else ""
