@@ -49,6 +49,7 @@ async def inspected(folder: Path, find: Find) -> AsyncIterator[tuple[Endpoint, P
             assert found is not None
             page = await running.open_page()
             await page.visit(found[0])
+            await page.wait_for("Page.loadEventFired", 2)  # it goes on to the page by itself
             yield address, page
 
 
