@@ -17,7 +17,7 @@ from tests.agent.support import PATIENCE, RecordingReporter, local_server, relay
 from tests.support.peers import connect, read_all, read_exactly
 from tunneld.agent.config import ExposureConfig
 from tunneld.agent.expose import open_exposure
-from tunneld.agent.inspection import tapped_end
+from tunneld.agent.inspection import Inspectors, tapped_end
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.request import TunnelRequest
@@ -215,6 +215,22 @@ async def read_all_or_reset(stream: trio.SocketStream) -> bytes:
         return await read_all(stream)
     except trio.BrokenResourceError:
         return b""
+
+
+async def test_exposures_with_the_same_settings_share_an_inspector() -> None:
+    async with trio.open_nursery() as nursery:
+        inspectors = Inspectors(nursery)
+        with inspectors.shared(ANY_PORT) as (first, first_is_new):
+            assert first_is_new
+            with inspectors.shared(ANY_PORT) as (second, second_is_new):
+                assert (second, second_is_new) == (first, False)
+            with inspectors.shared(replace(ANY_PORT, host="localhost")) as (third, third_is_new):
+                assert third_is_new
+                assert third is not first
+            async with await trio.open_tcp_stream("127.0.0.1", first.inspected.port):
+                pass
+    with pytest.raises(OSError, match="connect"):  # the nursery has ended: nothing runs any more
+        await trio.open_tcp_stream("127.0.0.1", first.inspected.port)
 
 
 class Notes:

@@ -132,7 +132,10 @@ async def test_the_live_list_has_what_matches(autojump_clock: MockClock) -> None
     made.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert (await take(events, 1))[0] == ("gone", [1])
     await events.aclose()  # type: ignore[attr-defined]
-    assert (await here.get(f"{API}events?q=status:odd")).status == 400
+    for path in ("check", "events"):
+        answer = await here.get(f"{API}{path}?q=status:odd")
+        assert (answer.status, answer.body[:13]) == (400, b"status: takes")
+    assert (await here.get(f"{API}check?q=status:404")).status == 200
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
     head ──► body of a length │ chunks and trailers │ until the end ──► head ...        after an upgrade: raw
 
 This is no participant: it cannot refuse what the two ends agree on, so it reads as tolerantly as they may. (h11, which
-serves the inspector's page, can only be a participant: it wants to be told what was answered, and ends a connection
-with the first fault.) What it cannot follow raises `NotHttpError`, and the connection is not looked at any more.
+serves the inspector's page, can only be a participant: it wants to be told what was answered, ends a connection with
+the first fault, and takes four times as long.) What it cannot follow raises `NotHttpError`, and the connection is not
+looked at any more.
 
 Bytes may be missing: `skip` tells how many, which a body survives.
 """
@@ -21,13 +22,13 @@ from tunneld.inspector.records import Headers
 CHUNKED, UNTIL_END, RAW = -1, -2, -3
 """What follows a head, where it is not a number of bytes. RAW: another protocol, for good."""
 
-MAX_HEAD: Final = 64 * 1024
+MAX_HEAD: Final = 32 * 1024
 """Bytes of a head. Servers refuse more than 8 to 32 KiB."""
 MAX_FIELDS: Final = 500
 """Field lines of a head. Browsers send 20, servers refuse more than 100."""
 MAX_LINE: Final = 4096
 """Bytes of the line with the size of a chunk. Real ones have up to 18."""
-MAX_HELD: Final = 64 * 1024
+MAX_HELD: Final = 32 * 1024
 """Bytes behind a request for an upgrade, until the response says what they are."""
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")

@@ -3,6 +3,7 @@
     /?token=...                  sets the cookie, and goes on to the page
     /inspect/                    the page; inspector.js, inspector.css
     /inspect/api/events          rows of the list, live (server-sent events)
+    /inspect/api/check           what is wrong with a search
     /inspect/api/exchanges/ID    everything about one; /curl; /request, /response: the body to save
     /inspect/api/har             all that match, as a file
     POST api/replay, api/clear
@@ -105,6 +106,7 @@ class InspectorPages:
         self._store = inspected.recorder.store
         self._routes: dict[tuple[str, str], Callable[[PageRequest], Awaitable[PageAnswer]]] = {
             ("GET", "api/events"): self._events,
+            ("GET", "api/check"): self._check,
             ("GET", "api/har"): self._har,
             ("POST", "api/replay"): self._replay,
             ("POST", "api/clear"): self._clear,
@@ -178,6 +180,11 @@ class InspectorPages:
         if message is None:
             raise PageError(404, "there is no such page")
         return _file("application/octet-stream", f"{part}-{exchange.id}.bin", bytes(message.body))
+
+    async def _check(self, request: PageRequest) -> PageAnswer:
+        """Whether a search is one: an EventSource does not tell what is wrong."""
+        _condition(request, 0)
+        return _json({})
 
     async def _har(self, request: PageRequest) -> PageAnswer:
         reveal, decoded = _reveals(request), self._store.limits.decoded

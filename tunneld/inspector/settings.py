@@ -32,8 +32,8 @@ class InspectorLimits:
     """Exchanges; a page lists them all."""
     backlog: int = 4 * KIB * KIB
     """Bytes that wait to be parsed; what comes beyond is not copied. A fast transfer of a hundredth of a second."""
-    connections: int = 2000
-    """Connections parsed at a time, at some 5 KiB each; further ones are relayed and not shown."""
+    connections: int = 1000
+    """Connections parsed at a time, at 5 KiB each, and 100 KiB at worst; further ones are relayed and not shown."""
     frames: int = 1000
     """Frames kept of one WebSocket; then its oldest goes."""
     decoded: int = 1024 * KIB

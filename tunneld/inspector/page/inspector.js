@@ -34,14 +34,14 @@ async function listen() {
     const query = parameters()
     by("har").href = `api/har?${query}`
     if (query.has("q")) {
-        const check = new AbortController()
-        try { await ask(`api/events?${query}`, { signal: check.signal }); check.abort() } catch (error) { problem(error.message); return }
+        try { await ask(`api/check?${query}`) } catch (error) { problem(error.message); return }
     }
+    events?.close() // of another search that was begun meanwhile
     events = new EventSource(`api/events?${query}`)
     events.onopen = () => link("live", "live")
-    events.onerror = () => link("lost", "the agent does not answer")
+    events.onerror = () => link("lost", events.readyState === EventSource.CLOSED ? "open the new link that the agent has printed" : "the agent does not answer")
     events.addEventListener("reset", () => { rows.clear(); by("list").replaceChildren(); showEmpty() })
-    events.addEventListener("rows", event => { JSON.parse(event.data).forEach(putRow); showEmpty(); mark() })
+    events.addEventListener("rows", event => { JSON.parse(event.data).forEach(putRow); showEmpty() })
     events.addEventListener("gone", event => { JSON.parse(event.data).forEach(removeRow); showEmpty() })
     events.addEventListener("state", event => showState(JSON.parse(event.data)))
 }
@@ -57,6 +57,7 @@ function showState(state) {
     if (state.dropped) parts.push(`${state.dropped} older ones dropped`)
     if (state.unseen) parts.push(`${state.unseen} connections not shown: too many at once`)
     const names = Object.entries(state.exposures).map(([name, url]) => name === url.replace("http://", "") ? url : `${name} → ${url}`)
+    document.body.classList.toggle("several", names.length > 1)
     by("state").textContent = [...names, ...parts].join(" · ")
 }
 
@@ -70,6 +71,7 @@ function putRow(row) {
     const node = known?.node ?? element("div", { class: "row", role: "option", id: `row-${row.id}`, onclick: () => select(row.id) })
     node.replaceChildren(...cellsOf(row))
     rows.set(row.id, { row, node })
+    node.setAttribute("aria-selected", row.id === selected)
     if (!known) {
         let before = by("list").firstElementChild
         while (before && Number(before.id.slice(4)) > row.id) before = before.nextElementSibling
@@ -81,6 +83,7 @@ function putRow(row) {
 
 function cellsOf(row) {
     const path = element("span", { class: "path", title: row.target }, row.target || row.note)
+    path.append(element("span", { class: "tag exposure" }, row.exposure))
     if (row.upgrade) path.append(element("span", { class: "tag" }, row.upgrade === "websocket" ? `WebSocket, ${row.frames} frames` : row.upgrade))
     if (row.replay_of !== null) path.append(element("span", { class: "tag replay" }, "replay"))
     if (row.note && row.target) path.append(element("span", { class: "tag note", title: row.note }, "incomplete"))
@@ -102,8 +105,9 @@ function removeRow(id) {
     rows.delete(id)
 }
 
-function mark() {
-    for (const { row, node } of rows.values()) node.setAttribute("aria-selected", row.id === selected)
+function mark(before) {
+    rows.get(before)?.node.setAttribute("aria-selected", false)
+    rows.get(selected)?.node.setAttribute("aria-selected", true)
     if (rows.has(selected)) by("list").setAttribute("aria-activedescendant", `row-${selected}`)
     else by("list").removeAttribute("aria-activedescendant")
 }
@@ -116,9 +120,10 @@ function select(id) {
 }
 
 function showSelected() {
+    const before = selected
     selected = Number(location.hash.slice(1)) || null
     document.body.classList.toggle("chosen", selected !== null)
-    mark()
+    mark(before)
     rows.get(selected)?.node.scrollIntoView({ block: "nearest" })
     if (selected !== null) refresh()
     else { shown = null; nothing("Nothing selected", "Choose a request of the list.") }
