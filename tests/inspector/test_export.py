@@ -54,6 +54,13 @@ def test_curl_redacts_and_reveals() -> None:
     assert f"{BASE}/login?token=[redacted]&x=1" in words(hidden)
 
 
+def test_curl_says_if_the_body_is_cut() -> None:
+    made = posted().one
+    assert made.request is not None
+    made.request.size = 500
+    assert curl_command(made, BASE, reveal=True).startswith("# only 9 of 500 bytes of the body\ncurl ")
+
+
 def test_curl_with_binary_bodies_and_other_methods() -> None:
     made = posted(b"\x00\xff", "image/png").one
     assert made.request is not None

@@ -40,16 +40,17 @@ def curl_command(exchange: Exchange, base: str, *, reveal: bool) -> str:
             words += ["-H", f"{name}: {value}" if value else f"{name};"]
     if not request.body:
         return shlex.join([*words, base + path])
-    body, word = bytes(request.body), ""
+    body, warning = bytes(request.body), ""
+    if not request.is_whole:
+        warning = f"# only {len(body)} of {request.size} bytes of the body\n"
     try:
         text = body.decode()
     except UnicodeDecodeError:
         text = "\0"
-    if text.isprintable() or (text.replace("\n", "").replace("\t", "").isprintable()):
-        word = shlex.join(["--data-raw", text])
-        return f"{shlex.join(words)} {word} {shlex.quote(base + path)}"
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return warning + shlex.join([*words, "--data-raw", text, base + path])
     encoded = base64.b64encode(body).decode()
-    return f"echo {encoded} | base64 -d | {shlex.join([*words, '--data-binary', '@-', base + path])}"
+    return f"{warning}echo {encoded} | base64 -d | {shlex.join([*words, '--data-binary', '@-', base + path])}"
 
 
 def har_of(exchanges: Iterable[Exchange], decoded: int, *, reveal: bool) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class InspectorPages:
                 raise PageError(401, NO_TOKEN.decode().strip())
             cookie = f"{inspected.cookie}={inspected.token}; Path={PREFIX}; HttpOnly; SameSite=Strict"
             return PageAnswer(content_type="text/html; charset=utf-8", body=ENTER, headers=[("Set-Cookie", cookie)])
-        if request.path == "/":
+        if request.path in {"/", PREFIX.rstrip("/")}:
             return PageAnswer(303, headers=[("Location", PREFIX)])
         if not request.path.startswith(PREFIX):
             raise PageError(404, "there is no such page")
