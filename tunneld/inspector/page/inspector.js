@@ -126,7 +126,7 @@ function showSelected() {
     mark(before)
     rows.get(selected)?.node.scrollIntoView({ block: "nearest" })
     if (selected !== null) refresh()
-    else { shown = null; nothing("Nothing selected", "Choose a request of the list.") }
+    else { shown = null; nothing("Nothing selected", "Choose a request: j and k move, ? shows all keys.") }
 }
 
 function refreshSoon() {
