@@ -24,8 +24,10 @@ from tunneld.log import Logger
 
 GATHER_DELAY: Final = 0.01
 """Seconds between the first copy and its parsing: more come meanwhile, and the relay is served first."""
-SLICE: Final = 256 * 1024
-"""Bytes parsed before other tasks are served: a millisecond."""
+SLICE: Final = 64 * 1024
+"""Bytes parsed before the relay is served again: half a millisecond."""
+HEAD_COST: Final = 4096
+"""Bytes of it that each copy counts at least: a head takes as long as a large piece of a body."""
 PROGRESS: Final = 1 << 20
 """Bytes of a body that is not copied after which its size is updated."""
 COPY_COST: Final = 256
@@ -134,7 +136,7 @@ class Recorder:
         while self._backlog and budget > 0:
             tap, side, place, data, now = self._backlog.popleft()
             self._size -= len(data) + COPY_COST if data else 0
-            budget -= len(data) + 1024
+            budget -= len(data) + HEAD_COST
             conversation = tap.conversation
             if side is None:
                 self.connections -= 1
