@@ -148,6 +148,7 @@ COVERED_BY = {
     "inspector/inspector.py": "agent/test_inspection.py",
     "inspector/records.py": "inspector/test_store.py",
     "inspector/requests.py": "inspector/test_pages.py",
+    "inspector/sides.py": "inspector/test_conversation.py",
     "inspector/settings.py": "agent/test_config.py",
     "inspector/views.py": "inspector/test_pages.py",
     "inspector/web.py": "agent/test_inspection.py",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tunneld.inspector.conversation import REQUEST, RESPONSE, Conversation
+from tunneld.inspector.conversation import Conversation
 from tunneld.inspector.framing import NotHttpError
 from tunneld.inspector.pages import Inspected, InspectorPages
 from tunneld.inspector.recorder import Recorder
-from tunneld.inspector.records import Exchange
+from tunneld.inspector.records import REQUEST, RESPONSE, Exchange
 from tunneld.inspector.replay import Replayer
 from tunneld.inspector.settings import InspectorLimits
 from tunneld.inspector.store import ExchangeStore

@@ -1,7 +1,7 @@
 """The inspector: shows the HTTP requests and responses that pass through an agent, and sends them again.
 
     recorder         copies what passes in a bounded backlog, and parses it later
-    conversation       one connection: which response belongs to which request
+    conversation       one connection: which response belongs to which request; its two sides
     framing            where messages begin and end; websocket: frames
     store            the newest exchanges, within a number of bytes; records: what one has
     inspector        runs both, and the page

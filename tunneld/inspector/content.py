@@ -16,7 +16,6 @@ MAX_CODINGS: Final = 3
 _IMAGES = frozenset(
     ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp", "image/x-icon", "image/svg+xml")
 )
-_TEXT = re.compile(r"text/.*|application/(?:javascript|xml|x-javascript|yaml|toml|sql|graphql)|.*\+xml")
 _CHARSETS = re.compile(
     r"utf-?8|utf-?16(?:[lb]e)?|us-ascii|ascii|iso-8859-[0-9]{1,2}|latin-?1|windows-125[0-8]|cp125[0-8]|koi8-[ru]"
     r"|shift[_-]jis|euc-(?:jp|kr)|gb2312|gbk|gb18030|big5"

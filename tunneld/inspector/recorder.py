@@ -17,8 +17,9 @@ from typing import Final
 
 import trio
 
-from tunneld.inspector.conversation import REQUEST, RESPONSE, Conversation
+from tunneld.inspector.conversation import Conversation
 from tunneld.inspector.framing import NotHttpError
+from tunneld.inspector.records import REQUEST, RESPONSE
 from tunneld.inspector.store import ExchangeStore
 from tunneld.log import Logger
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 Headers = list[tuple[str, str]]
 """Field lines in their order, as they were sent (ISO 8859-1)."""
 
+REQUEST, RESPONSE = 0, 1
+"""The two sides of a connection: what the visitor sends, and what the local server does."""
+
 KIB = 1024
 EXCHANGE_COST = 2 * KIB
 """Bytes that an exchange costs beside what it keeps: objects of Python."""
@@ -105,6 +108,6 @@ class Exchange:
     """False once it was dropped from the store: nothing more is kept of it."""
 
 
-def cost_of(headers: Headers) -> int:
+def cost_of_headers(headers: Headers) -> int:
     """Bytes that field lines cost."""
     return sum(FIELD_COST + len(name) + len(value) for name, value in headers)
