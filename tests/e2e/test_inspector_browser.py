@@ -23,6 +23,7 @@ from tunneld.net.endpoint import Endpoint
 Find = Callable[[str], str]
 WAIT = "new Promise(kept => { const look = () => { if (%s) kept(); else setTimeout(look, 10) }; look() })"
 HOSTILE = b"GET /<img%20src=x%20onerror=document.title=1>?token=t HTTP/1.1\r\nHost: blog\r\nConnection: close\r\n\r\n"
+PICTURE = b"GET /picture/1.svg HTTP/1.1\r\nHost: blog\r\nConnection: close\r\n\r\n"
 
 
 @asynccontextmanager
@@ -91,5 +92,13 @@ async def test_a_request_in_the_browser(tmp_path: Path, program_path: Find) -> N
         await press(page, "/")
         await page.send("Input.insertText", text="-is:replay")
         await until(page, "document.querySelectorAll('#list .row').length == 1")
+        await visit(address, PICTURE)
+        await until(page, "document.querySelectorAll('#list .row').length == 2")
+        await page.ask("location.hash = document.querySelector('#list .row').id.slice(4)")
+        await until(page, "document.querySelector('.body img')?.naturalWidth")  # the policy of the page permits it
+        await page.send("Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=1, mobile=True)
+        await until(page, "innerWidth == 360")
+        assert await page.ask("document.documentElement.scrollWidth") == 360
+        assert await page.ask("getComputedStyle(document.querySelector('.list-pane')).display") == "none"
         assert await page.ask("document.title") == "Inspector"
         (tmp_path / "inspector.png").write_bytes(await page.screenshot())

@@ -229,9 +229,20 @@ async function copy() {
     if (!shown?.request) return
     try {
         const text = await (await ask(`api/exchanges/${shown.id}/curl${revealing()}`)).text()
-        await navigator.clipboard.writeText(text)
+        if (navigator.clipboard) await navigator.clipboard.writeText(text)
+        else copyOldWay(text)
         toast(reveal ? "Copied as curl" : "Copied as curl; secrets are redacted")
     } catch (error) { toast(`Not copied: ${error.message}`) }
+}
+
+function copyOldWay(text) { // a page over plain HTTP from another machine has no clipboard
+    const place = element("textarea", { class: "unseen" })
+    place.value = text
+    document.body.append(place)
+    place.select()
+    const done = document.execCommand("copy")
+    place.remove()
+    if (!done) throw new Error("this browser does not permit it")
 }
 
 function edit() {
