@@ -96,3 +96,11 @@ def test_charsets(body: bytes, kind: str, text: str) -> None:
 def test_nothing_harms(body: bytes, coding: str, kind: str) -> None:
     content_of(message(body, kind, coding), LIMIT)
     text_of(message(body, kind, coding), LIMIT)
+
+
+def test_zstd_where_python_has_it() -> None:
+    zstd = pytest.importorskip("compression.zstd", reason="Python before 3.14 has no zstd")
+    assert content_of(message(zstd.compress(b"hello"), "text/plain", "zstd"), LIMIT).text == "hello"
+    bomb = content_of(message(zstd.compress(bytes(50_000_000)), "text/plain", "zstd"), LIMIT)
+    assert len(bomb.data) <= LIMIT
+    assert "only 10000 decompressed bytes are shown" in bomb.note
