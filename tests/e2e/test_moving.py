@@ -86,7 +86,7 @@ async def test_after_an_address_change_the_tunnel_serves_again(
 
 async def test_a_download_over_egtp_survives_an_address_change(tmp_path: Path, program_path: Find) -> None:
     """As the example in tunnel(1) says: a pause is all that the visitor notices."""
-    (tmp_path / "film").write_bytes(random.Random(1).randbytes(24 << 20))
+    (tmp_path / "film").write_bytes(random.Random(1).randbytes(16 << 20))
     (tmp_path / "tunnel.toml").write_text(CONFIG)
     with internet(program_path) as net, trio.fail_after(3 * PATIENCE):
         relay, home = net.machine("relay"), net.machine("home")

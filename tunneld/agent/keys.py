@@ -139,7 +139,7 @@ KEYS: Mapping[str, Setting] = {
     ),
     "poll": Setting(
         Number(1, MAX_POLL, partial(parse_count, maximum=MAX_POLL), whole=True),
-        "with egtp, hold no connection for visitors: connect this often, and while there are any",
+        "with egtp, hold no connection: connect this often, and while visitors send or receive",
         TUNNEL,
         takes="SECONDS",
     ),
