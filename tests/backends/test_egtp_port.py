@@ -27,7 +27,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide, derive
 from tunneld.backends.egtp_port import load_identity
 from tunneld.backends.egtp_relay import place
-from tunneld.config.schema import Settings
+from tunneld.config.schema import EgtpSettings, Settings
 from tunneld.directory.requester import Requester
 from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.egtp.session import UNKNOWN_NODE
@@ -333,3 +333,22 @@ async def test_a_tunnel_with_a_name_keeps_its_node_id(monkeypatch: pytest.Monkey
             uris.append((await relay.service.open_tunnel("egtp", options, requester)).server_uri.key)
     assert uris[0] == uris[1]
     assert len(set(uris[1:])) == 5
+
+
+async def test_all_nodes_of_an_owner_share_what_may_be_kept() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            budgets = []
+            for number, kept in enumerate((65536, 131072, 131072)):
+                relay.settings = relay.settings.model_copy(update={"egtp": EgtpSettings(kept_memory=kept)})
+                options = TunnelOptions(persist=True, node=str(KEY.id), name=f"tunnel-{number % 2}")
+                uri = (await relay.service.open_tunnel("egtp", options, ME)).server_uri
+                there = await node(uri)
+                await there.ask(AttachRequest(bytes([number]) * 20).encode())
+                for tunnel in relay.service.tunnels():
+                    assert isinstance(tunnel.server_side, EgtpServerSide)
+                    for carrier in tunnel.server_side.associations.values():
+                        budgets.append((carrier.attachment.output._budget, kept))
+                        assert carrier.attachment.output._budget.limit == kept
+                there.connection.close()
+            assert len({id(budget) for budget, _ in budgets}) == 1

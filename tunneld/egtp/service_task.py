@@ -90,6 +90,8 @@ class _ServiceTask:
                         async with self._turn:
                             await trio.lowlevel.checkpoint()
                             self._node.seal_more()
+                    if self._node.unsent < ENOUGH_UNSENT:
+                        self._has_room.set()
         except OSError as error:
             self._end(f"connection lost: {reason_of(error)}", scope)
 
@@ -121,8 +123,6 @@ class _ServiceTask:
             return
         del self._node.outgoing[:sent]
         self._node.on_written()
-        if self._node.unsent < ENOUGH_UNSENT:
-            self._has_room.set()
 
     def _send_last(self) -> None:
         """Send what the kernel takes now: it may say why the connection ends."""
