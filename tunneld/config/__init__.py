@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
     from tunneld.config.credentials import Credential, make_verifier
     from tunneld.config.file import dump, load
+    from tunneld.config.http import HttpSettings
     from tunneld.config.keys import Change, diff, reloaded
     from tunneld.config.places import find_config
     from tunneld.config.schema import (
         ControlSettings,
         DaemonSettings,
-        HttpSettings,
         LogSettings,
         Settings,
         TunnelSettings,
@@ -48,9 +48,10 @@ _MODULES = {
     "certificates": ("AcmeSettings", "NamedCertificate", "TlsFiles"),
     "credentials": ("Credential", "make_verifier"),
     "file": ("dump", "load"),
+    "http": ("HttpSettings",),
     "keys": ("Change", "diff", "reloaded"),
     "places": ("find_config",),
-    "schema": ("ControlSettings", "DaemonSettings", "HttpSettings", "LogSettings", "Settings", "TunnelSettings"),
+    "schema": ("ControlSettings", "DaemonSettings", "LogSettings", "Settings", "TunnelSettings"),
 }
 
 

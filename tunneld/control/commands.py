@@ -13,6 +13,7 @@ from functools import partial
 
 from tunneld.backends import BACKENDS
 from tunneld.control.bans import ban, kick, list_bans, unban
+from tunneld.control.credentials import list_credentials
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -242,6 +243,14 @@ COMMANDS: dict[str, Command] = {
             "end a ban",
             unban,
             arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+        ),
+        Command(
+            "credentials",
+            "",
+            "list the credentials, their limits, and how many tunnels each has open",
+            list_credentials,
+            changes=False,
             role=Role.ADMIN,
         ),
         Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
