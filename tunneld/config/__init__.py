@@ -15,14 +15,8 @@ if TYPE_CHECKING:
     from tunneld.config.file import dump, load
     from tunneld.config.keys import Change, diff, reloaded
     from tunneld.config.places import find_config
-    from tunneld.config.schema import (
-        ControlSettings,
-        DaemonSettings,
-        HttpSettings,
-        LogSettings,
-        Settings,
-        TunnelSettings,
-    )
+    from tunneld.config.reporting import LogSettings
+    from tunneld.config.schema import ControlSettings, DaemonSettings, HttpSettings, Settings, TunnelSettings
 
 __all__ = [
     "AcmeSettings",
@@ -50,7 +44,8 @@ _MODULES = {
     "file": ("dump", "load"),
     "keys": ("Change", "diff", "reloaded"),
     "places": ("find_config",),
-    "schema": ("ControlSettings", "DaemonSettings", "HttpSettings", "LogSettings", "Settings", "TunnelSettings"),
+    "schema": ("ControlSettings", "DaemonSettings", "HttpSettings", "Settings", "TunnelSettings"),
+    "reporting": ("LogSettings",),
 }
 
 

@@ -10,7 +10,7 @@ once, when the daemon starts; every other key applies after a reload.
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -18,6 +18,7 @@ from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path
+from tunneld.config.reporting import EventsSettings, LogSettings, RecordsSettings
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -300,13 +301,6 @@ class DaemonSettings(Table):
     _make_absolute = field_validator("state")(absolute_path)
 
 
-class LogSettings(Table):
-    """`[log]`: one event per line on standard error."""
-
-    format: Literal["auto", "human", "json"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
 class Settings(Table):
     """A complete tunnel.toml."""
 
@@ -319,6 +313,8 @@ class Settings(Table):
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    events: EventsSettings = EventsSettings()
+    records: RecordsSettings = RecordsSettings()
     acme: AcmeSettings = AcmeSettings()
     certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

@@ -7,8 +7,8 @@ logic of its own. Each row has the role that may use the verb.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
@@ -37,14 +37,14 @@ from tunneld.control.verbs import (
     status,
     trim_tunnel,
     try_certificate,
-    watch_tunnels,
 )
 from tunneld.control.visits import invite_visitor, visit_tunnel
+from tunneld.control.watches import WATCH_OPTIONS, watch_tunnels
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
-from tunneld.policy.options import OPTIONS
+from tunneld.policy.options import OPTIONS, Option
 from tunneld.wire.lines import ControlRequest, Item
 
 
@@ -57,7 +57,7 @@ class Command:
     summary: str
     run: Callable[[DaemonControl, ControlRequest, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # minimum, maximum
-    options: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
 
@@ -68,8 +68,8 @@ async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Re
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
     command = find_command(request.args[0])
     items: list[Item] = [{"verb": usage(command), "does": command.summary}]
-    if command.options:
-        items += [{"option": f"{key}={row.takes}", "does": row.summary} for key, row in OPTIONS.items()]
+    items += [{"option": f"{key}={row.takes}", "does": row.summary} for key, row in command.options.items()]
+    if command.options is OPTIONS:
         items += [{"backend": name} for name in BACKENDS]
     return Reply(items=items)
 
@@ -96,7 +96,7 @@ COMMANDS: dict[str, Command] = {
             "open a tunnel; returns the server URI, to which the hidden server connects",
             open_tunnel,
             arguments=(0, 2),
-            options=True,
+            options=OPTIONS,
         ),
         Command(
             "getTunnelAddress",
@@ -181,10 +181,11 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "watch",
-            f"[{TUNNEL_REFERENCE}]",
+            f"[{TUNNEL_REFERENCE}] [since=TIME]",
             "report events until a line is sent",
             watch_tunnels,
             arguments=(0, 1),
+            options=WATCH_OPTIONS,
             changes=False,
         ),
         Command(

@@ -6,7 +6,7 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -190,24 +190,6 @@ async def share_tunnel(daemon: DaemonControl, request: ControlRequest, caller: R
         raise UsageError(f"{word!r} is {error}; usage: share NAME|URI|ID SECONDS|revoke") from None
     except OSError as error:
         raise ShortageError(f"could not store the state of shared links: {reason_of(error)}") from None
-
-
-async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
-    grant = caller.known_grant
-    tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
-    daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
-    return Reply(stream=_stream(daemon, tunnel, caller))
-
-
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Sequence[Item], None]:
-    """The events, in groups. It ends when the credential of the caller is revoked."""
-    events = daemon.service.events
-    events.check_limit(caller.known_grant, daemon.settings.control.max_watchers)  # others may have come before
-    async with events.watch(daemon.settings.daemon.watch_backlog, lambda: caller.grant_now, tunnel) as watcher:
-        yield [{"event": "watching", "id": tunnel or "all"}]
-        async for group in watcher:
-            yield group
 
 
 async def status(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:

@@ -18,7 +18,8 @@ from tunneld.directory.local import LocalDirectory
 from tunneld.directory.opening import announce
 from tunneld.errors import ExpiredError
 from tunneld.tunnel.events import Events
-from tunneld.tunnel.tunnel import STOPPED, Tunnel
+from tunneld.tunnel.tunnel import Tunnel
+from tunneld.tunnel.visitors import STOPPED
 
 METER_INTERVAL = 10.0
 """Seconds from one time that the used quota of open tunnels is stored to the next: what a kill -9 forgets of it. One

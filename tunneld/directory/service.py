@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from tunneld.config.schema import Settings
+from tunneld.directory.event_history import EventHistory
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
 from tunneld.directory.opening import TunnelOpener, record_of
@@ -67,6 +68,7 @@ class TunnelService:
         self.settings = settings
         self.live = LiveTunnels()
         self.events = Events(self.live.owner_of)
+        self.history: EventHistory | None = None  # of events, where they are kept
         self.turns = RequestTurns()
         self.directory = LocalDirectory(settings, state)
         self.draining = False

@@ -35,11 +35,8 @@ from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.servers import HiddenServers
 from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot, snapshot_of
 from tunneld.tunnel.spec import TunnelSpec
-from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
+from tunneld.tunnel.visitors import CUT_BY_RESTART, STOPPED, RefusalLog, VisitorRelays
 from tunneld.tunnel.waiting import WaitingVisitors
-
-STOPPED = "the relay stopped"
-"""The reason where no other was given: the task was cancelled together with all tunnels."""
 
 
 class Phase(Enum):
@@ -92,7 +89,7 @@ class Tunnel:
         self._closed = trio.Event()
         refusals = RefusalLog(spec.id, events, counters.refused)
         self.refusals = refusals.visitors  # how many were refused since it was opened, by the class of the reason
-        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, refusals, self, counters)
+        self.visitors = VisitorRelays(spec, limits, engine, events, refusals, self, counters)
         self.arrivals = WaitingVisitors(limits, self.visitors)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
@@ -309,7 +306,7 @@ class Tunnel:
         if snapshot.draining:
             self.drain()
         elif self.served and not self.limits.persist and not self.visitors:
-            self.close("its connection could not be kept across the restart")
+            self.close(CUT_BY_RESTART)
 
     def _start(self, nursery: trio.Nursery) -> None:
         """Both sides work, in tasks of `nursery`: first the server side, then the queue, then the visitors come."""
@@ -334,7 +331,7 @@ class Tunnel:
         self._close_ingresses()
         self.server_side.close()
         self.spec.tenant.server_sides.discard(self.server_side)
-        self.visitors.drop()
+        self.visitors.drop(self.reason)
         if self._exported:
             self._closed.set()
             return

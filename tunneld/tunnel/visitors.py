@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from tunneld.engine.engine import Engine, Relay, RelayEnd
+from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -26,8 +26,14 @@ from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
 from tunneld.tunnel.snapshot import RelaySnapshot, TunnelCounters
-from tunneld.tunnel.tenants import Tenant
+from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import RelayedVisitor, Visitor
+
+STOPPED = "the relay stopped"
+"""Why a visitor left, and a tunnel closed, where no other reason was given: everything is cancelled together."""
+
+CUT_BY_RESTART = "its connection could not be kept across the restart"
+"""Why a visitor left, and a one-shot tunnel closed."""
 
 
 class VisitorEvents(Protocol):
@@ -45,21 +51,21 @@ class VisitorRelays:
 
     def __init__(
         self,
-        tunnel: str,
+        spec: TunnelSpec,
         limits: EffectiveLimits,
-        tenant: Tenant,
         engine: Engine,
         events: Events,
         refusals: RefusalLog,
         owner: VisitorEvents,
         counters: TunnelCounters,
     ) -> None:
-        """`tunnel` is the tunnel's id; `counters` come from the process that had the tunnel before."""
+        """`counters` come from the process that had the tunnel before."""
         self.relays: dict[Relay, RelayedVisitor] = {}
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
-        self._tunnel = tunnel
+        self._spec = spec
+        self._tunnel = spec.id
         self._limits = limits
-        self._tenant = tenant
+        self._tenant = tenant = spec.tenant
         self._engine = engine
         self._events = events
         self._refusals = refusals
@@ -71,7 +77,7 @@ class VisitorRelays:
         if limits.bandwidth or limits.quota or bucket is not None:
             throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
         self._throttle = throttle
-        self._dropped = False
+        self._dropped = ""  # why all of them were dropped
         self._kicked: dict[Relay, str] = {}  # why each was kicked, until it has ended
 
     def __len__(self) -> int:
@@ -138,11 +144,12 @@ class VisitorRelays:
             throttle=self._throttle,
             early=visitor.early,
         )
-        self.relays[relay] = RelayedVisitor(
-            peer, trio.current_time(), visitor.reached, visitor.host, visitor.credential
-        )
+        reached = visitor.reached if self._events.recorder is None else visitor.find_reached()
+        self.relays[relay] = RelayedVisitor(peer, trio.current_time(), reached, visitor.host, visitor.credential)
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         return True
 
     def refused(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
@@ -168,12 +175,16 @@ class VisitorRelays:
         self._count_out(visitor.peer)
         self._ended_up += relay.up
         self._ended_down += relay.down
+        reason = self._dropped or self._kicked.pop(relay, "") or (STOPPED if end.cause is Cause.DROPPED else str(end))
+        if self._events.recorder is not None:
+            self._events.recorder(self._spec, visitor, relay.up, relay.down, reason)
         if self._dropped:  # together with the tunnel; its `closed` event is out already
             return
-        reason = self._kicked.pop(relay, "") or str(end)
         if self._events.watched:
             peer = format_peer(visitor.peer)
             self._events.publish("left", id=self._tunnel, up=relay.up, down=relay.down, reason=reason, **{"from": peer})
+        else:
+            self._events.unseen += 1
         self._owner.on_visitor_left("" if self._limits.persist else reason)
 
     def _on_quota_used_up(self) -> None:
@@ -189,9 +200,9 @@ class VisitorRelays:
             relay.drop()
         return len(relays)
 
-    def drop(self) -> None:
-        """Drop all relays, because the tunnel has closed."""
-        self._dropped = True
+    def drop(self, reason: str) -> None:
+        """Drop all relays, because the tunnel has closed for this reason."""
+        self._dropped = reason if reason == STOPPED else f"the tunnel closed: {reason}"
         for relay in list(self.relays):
             relay.drop()
 
@@ -207,6 +218,8 @@ class VisitorRelays:
             else:
                 self._ended_up += relay.up
                 self._ended_down += relay.down
+                if self._events.recorder is not None:
+                    self._events.recorder(self._spec, one, relay.up, relay.down, CUT_BY_RESTART)
         return exported, len(relays) - len(exported)
 
     def adopt(self, relays: Sequence[RelaySnapshot], waiting: Sequence[Peer]) -> None:
@@ -250,5 +263,7 @@ class RefusalLog:
     def _report(self, side: str, peer: Peer, reason: str) -> None:
         if self._events.watched:
             self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
             self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
