@@ -174,8 +174,9 @@ async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nu
     alice, root = streams["alice"], streams["root"]
     assert alice is not None
     assert root is not None
-    assert await events_of(alice, 2) == [("opened", "t3"), ("closed", "t1")]
-    assert await events_of(root, 3) == [("closed", "t2"), ("opened", "t3"), ("closed", "t1")]
+    of_alice = [("opened", "t3"), ("request", "t1"), ("closed", "t1")]
+    assert await events_of(alice, 3) == of_alice
+    assert await events_of(root, 5) == [("request", "t2"), ("closed", "t2"), *of_alice]
 
 
 @pytest.mark.parametrize("about", ["", " {}"])
@@ -193,7 +194,7 @@ async def test_watch_stops_after_its_credential_is_revoked_or_restricted(relay: 
         now[0] = ROOT
         relay.daemon.service.events.refresh()
         await relay.request(BOB, f"close {relay.of_bob}")
-    assert (await anext(stream))[0]["event"] == "closed"
+    assert [event["event"] for event in await anext(stream)] == ["request", "closed"]
     now[0] = None
     relay.daemon.service.events.refresh()
     await relay.request(ALICE, f"close {relay.of_alice}")

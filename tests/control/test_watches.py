@@ -44,11 +44,11 @@ async def test_past_events_come_first_and_each_credential_sees_its_own(relay: Ru
         blog = await alice.open_described("tcp", name="blog")
         await root.open_described("tcp", name="shop")
         await alice.close(blog["id"])
-        assert await past(alice) == ["watching all", "opened t1", "closed t1"]
+        assert await past(alice) == ["watching all", "opened t1", "request t1", "closed t1"]
         assert {"opened t1", "opened t2", "closed t1"} <= set(await past(root))
         async with alice.watch(since=60) as events:
-            seen = [await anext(events) for _ in range(4)]
-            assert [event["event"] for event in seen] == ["watching", "opened", "closed", "live"]
+            seen = [await anext(events) for _ in range(5)]
+            assert [event["event"] for event in seen] == ["watching", "opened", "request", "closed", "live"]
             assert "/" not in seen[1]["server"].partition("://")[2]  # its key
             await root.open_tunnel("tcp")
             async with connect(relay.control, credential=("alice", SECRET)) as other:
@@ -65,12 +65,16 @@ async def test_the_past_of_a_tunnel_that_is_closed_can_be_asked_for_by_its_name(
         await alice.close("blog")
         seen: list[str] = []
         with pytest.raises(RefusedError, match="no open tunnel is called 'blog'"):
-            async with alice.watch("blog", since=60) as events:
-                async for event in events:
-                    seen.append(event["event"])  # noqa: PERF401 - the iteration ends with an error
-        assert seen == ["watching", "opened", "closed", "opened", "closed"]
+            await collect(alice, "blog", seen)
+        assert seen == ["watching", "opened", "closed", "opened", "request", "closed"]
         with pytest.raises(RefusedError, match="no open tunnel"):
             await past(alice, "nothing")
+
+
+async def collect(client: Client, ref: str, seen: list[str]) -> None:
+    async with client.watch(ref, since=60) as events:
+        async for event in events:
+            seen.append(event["event"])  # noqa: PERF401 - the iteration ends with an error
 
 
 @pytest.mark.parametrize("words", ["since=soon", "since=0", "for=1h"])
@@ -101,3 +105,28 @@ async def test_past_events_as_json(relay: Running) -> None:
             received += await stream.receive_some()
         events = [json.loads(line) for line in received.split(b"\r\n") if line.startswith(b"{")]
         assert [event["event"] for event in events] == ["watching", "opened", "live"]
+
+
+async def test_requests_are_told_to_admins_and_to_the_owner_of_the_tunnel(relay: Running) -> None:
+    async with (
+        connect(relay.control, credential=("alice", SECRET)) as alice,
+        connect(relay.control, credential=("root", SECRET)) as root,
+        connect(relay.control, credential=("root", SECRET)) as watching,
+        watching.watch() as events,
+    ):
+        await anext(events)
+        tunnel = await alice.open_described("tcp", name="blog")
+        await root.call("kick", "blog", "203.0.113.5")
+        await alice.call("drain", tunnel["id"])
+        await root.call("reload")
+        with pytest.raises(RefusedError, match="requires the role admin"):
+            await alice.call("shutdown")
+        seen: list[dict[str, str | None]] = []
+        while len(seen) < 3:
+            if (event := await anext(events))["event"] == "request":
+                seen.append({key: event.get(key) for key in ("verb", "args", "credential", "from", "id")})
+        assert seen == [
+            {"verb": "kick", "args": "blog 203.0.113.5", "credential": "root", "from": None, "id": tunnel["id"]},
+            {"verb": "drain", "args": tunnel["id"], "credential": "alice", "from": "127.0.0.1", "id": tunnel["id"]},
+            {"verb": "reload", "args": None, "credential": "root", "from": "127.0.0.1", "id": None},
+        ]

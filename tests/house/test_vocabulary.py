@@ -91,6 +91,7 @@ COVERED_BY = {
     "config/wording.py": "config/test_file.py",
     "client/exchange.py": "client/test_client.py",
     "control/commands.py": "control/test_verbs.py",
+    "control/notes.py": "control/test_bans.py",
     "control/visits.py": "agent/test_visit.py",
     "config/reporting.py": "tunnel/test_records.py",
     "control/connection.py": "control/test_server_tls.py",

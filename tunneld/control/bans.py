@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 import trio
 
 from tunneld.control.verbs import DaemonControl
@@ -17,8 +16,6 @@ from tunneld.policy.networks import NetworkSet, read_address
 from tunneld.policy.options import parse_seconds
 from tunneld.policy.units import count
 from tunneld.wire.lines import ControlRequest, Item
-
-log = structlog.get_logger("control")
 
 BAN_TIME = 3600.0
 """Seconds of a ban for which no time is given."""
@@ -69,16 +66,14 @@ async def ban(daemon: DaemonControl, request: ControlRequest, caller: Requester)
     daemon.service.bans.add(network, trio.current_time() + seconds)
     reason, chosen = caller.known_grant.by_request("banned"), _chosen_by(str(network))
     kicked = sum(tunnel.visitors.kick(chosen, reason) for tunnel in daemon.service.tunnels())
-    log.info("network banned", network=str(network), seconds=seconds, by=caller.owner, disconnected=kicked)
     return Reply(text=f"banned {network} for {seconds:g} s, disconnected {count(kicked, 'visitor')}")
 
 
-async def unban(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
+async def unban(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """End a ban."""
     network = parse_network(request.args[0])
     if not daemon.service.bans.lift(network):
         raise UsageError(f"{network} is not banned; bans lists the networks that are")
-    log.info("ban lifted", network=str(network), by=caller.owner)
     return Reply(text=f"lifted the ban of {network}")
 
 

@@ -13,6 +13,7 @@ from functools import partial
 
 from tunneld.backends import BACKENDS
 from tunneld.control.bans import ban, kick, list_bans, unban
+from tunneld.control.notes import Noted, note
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -60,6 +61,7 @@ class Command:
     options: Mapping[str, Option] = field(default_factory=dict)
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
+    noted: Noted = Noted.NOTHING  # in the log and as an event
 
 
 async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
@@ -121,6 +123,7 @@ COMMANDS: dict[str, Command] = {
             "close a tunnel now; with keep, its address stays reserved",
             close_tunnel,
             arguments=(1, 2),
+            noted=Noted.TUNNEL,
         ),
         Command(
             "drain",
@@ -128,6 +131,7 @@ COMMANDS: dict[str, Command] = {
             "accept no new visitors; close the tunnel after the last one",
             drain_tunnel,
             arguments=ONE_ARGUMENT,
+            noted=Noted.TUNNEL,
         ),
         Command(
             "join",
@@ -156,6 +160,7 @@ COMMANDS: dict[str, Command] = {
             "return a link to a protected host name that expires; or revoke all links to it",
             share_tunnel,
             arguments=(2, 2),
+            noted=Noted.TUNNEL,
         ),
         Command(
             "visitTunnel",
@@ -178,6 +183,7 @@ COMMANDS: dict[str, Command] = {
             "disconnect a visitor of a tunnel, or all from an address or network",
             kick,
             arguments=(2, 2),
+            noted=Noted.TUNNEL,
         ),
         Command(
             "watch",
@@ -202,6 +208,7 @@ COMMANDS: dict[str, Command] = {
             "drop the reservation of a tunnel that is not open",
             release_reservation,
             arguments=ONE_ARGUMENT,
+            noted=Noted.RELAY,
         ),
         Command("status", "", "show the state of the daemon", status, changes=False, role=Role.ADMIN),
         Command(
@@ -228,6 +235,7 @@ COMMANDS: dict[str, Command] = {
             pardon,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "ban",
@@ -236,6 +244,7 @@ COMMANDS: dict[str, Command] = {
             ban,
             arguments=(1, 2),
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "unban",
@@ -244,6 +253,7 @@ COMMANDS: dict[str, Command] = {
             unban,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
         Command(
@@ -261,6 +271,7 @@ COMMANDS: dict[str, Command] = {
             renew_certificate,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "tryCertificate",
@@ -270,8 +281,15 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),
-        Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
-        Command("restart", "", "restart the daemon; tunnels and connections are kept", restart, role=Role.ADMIN),
+        Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN, noted=Noted.RELAY),
+        Command(
+            "restart",
+            "",
+            "restart the daemon; tunnels and connections are kept",
+            restart,
+            role=Role.ADMIN,
+            noted=Noted.RELAY,
+        ),
         Command(
             "shutdown",
             "[drain]",
@@ -279,6 +297,7 @@ COMMANDS: dict[str, Command] = {
             shut_down,
             arguments=(0, 1),
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "auth",
@@ -317,6 +336,7 @@ def executor(daemon: DaemonControl) -> Execute:
         if command.changes:  # it may wait for something, and no request is to wait for it
             async with step():
                 pass
+            await note(daemon, command.verb, command.noted, request, caller)
             reply = await command.run(daemon, request, caller)
         else:
             async with step():

@@ -301,6 +301,10 @@ class Daemon:
             self.reload()
         self._end(DaemonEnding.BECOME)
 
+    def on_signal(self, name: str, verb: str) -> None:
+        """A signal asks for what a verb does: tell watchers."""
+        self.service.events.publish("request", verb=verb, signal=name)
+
     def store(self) -> None:
         """End, and let systemd keep the connections for the process that it starts next."""
         self._end(DaemonEnding.STORE)
