@@ -69,6 +69,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.forward_auth": "array of URLs",
     "names.forward_auth_cache": "seconds, or 0",
     "events.max_kept": "count, or 0",
+    "metrics.max_tunnels": "count, or 0",
     "daemon.user": "user",
     "daemon.group": "group",
     "ssh.host": "host",

@@ -1,4 +1,4 @@
-"""What the relay reports: the tables [log], [events] and [records]."""
+"""What the relay reports: the tables [log], [events], [metrics] and [records]."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ class EventsSettings(Table):
     max_kept: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000  # 5 MiB; a busy relay has that many in a few days
     max_age: Seconds = 7 * DAY  # a weekend, and the days on which a problem is looked into
     connections: bool = False  # addresses of visitors are personal data, and there may be thousands in a second
+
+
+class MetricsSettings(Table):
+    """`[metrics]`: what /metrics has for single tunnels."""
+
+    max_tunnels: Annotated[int, Field(ge=0, le=1_000_000)] = 100  # ten samples each; monitoring keeps them for months
 
 
 class RecordsSettings(Table):

@@ -18,7 +18,7 @@ from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path
-from tunneld.config.reporting import EventsSettings, LogSettings, RecordsSettings
+from tunneld.config.reporting import EventsSettings, LogSettings, MetricsSettings, RecordsSettings
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -314,6 +314,7 @@ class Settings(Table):
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     events: EventsSettings = EventsSettings()
+    metrics: MetricsSettings = MetricsSettings()
     records: RecordsSettings = RecordsSettings()
     acme: AcmeSettings = AcmeSettings()
     certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()

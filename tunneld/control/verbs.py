@@ -39,6 +39,9 @@ class CertificateOrders(PortOrders, Protocol):
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""
 
+    def problems(self) -> Sequence[str]:
+        """Which host names have no valid certificate, in a few words each."""
+
     async def renew(self, name: str) -> object:
         """Order a new certificate now. Raises `CertificateError` or `UsageError`."""
 

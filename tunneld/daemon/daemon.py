@@ -185,6 +185,7 @@ class Daemon:
                 handover.release_stored()
             systemd.ready()
             root.start_soon(self._systemd_status.run)
+            root.start_soon(self.service.loop_delay.run)
             logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
             await self._end_requested.wait()
             await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))

@@ -27,7 +27,7 @@ class Journals:
         self.records = VisitorRecords(lambda: settings().records)
         self.history = EventHistory(lambda: settings().events, state, service.events, service.live.name_of)
         self._events = service.events
-        service.history = self.history
+        service.history, service.records = self.history, self.records
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from tunneld.config.schema import Settings
 from tunneld.directory.event_history import EventHistory
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
+from tunneld.directory.loop_delay import LoopDelay
 from tunneld.directory.opening import TunnelOpener, record_of
 from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
@@ -36,6 +37,7 @@ from tunneld.tls.identity import Identity
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.private_tunnels import PrivateTunnels
+from tunneld.tunnel.records import VisitorRecords
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
@@ -69,6 +71,8 @@ class TunnelService:
         self.live = LiveTunnels()
         self.events = Events(self.live.owner_of)
         self.history: EventHistory | None = None  # of events, where they are kept
+        self.records: VisitorRecords | None = None  # the same of visitors
+        self.loop_delay = LoopDelay()  # measured while the daemon runs it
         self.turns = RequestTurns()
         self.directory = LocalDirectory(settings, state)
         self.draining = False
