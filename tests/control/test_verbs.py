@@ -63,6 +63,7 @@ ABOUT_A_TUNNEL = {
     "show {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "watch {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "share {} 60": ("usage", "no-such-tunnel", "not-allowed", "usage", "not-allowed"),  # they have no host name
+    "set {} bandwidth=1M": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "trim {} 0": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "kick {} 192.0.2.7": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),

@@ -108,6 +108,7 @@ COVERED_BY = {
     "daemon/privileges.py": "e2e/test_privileges.py",
     "daemon/signals.py": "e2e/test_staying.py",
     "directory/agreement.py": "directory/test_opening.py",
+    "directory/changing.py": "control/test_changes.py",
     "directory/host_names.py": "directory/test_names.py",
     "directory/loop_delay.py": "http/test_metrics.py",
     "directory/live.py": "directory/test_service.py",

@@ -77,6 +77,13 @@ VERBS = (
         "disconnect a visitor of a tunnel, or all from an address or network",
         [REFERENCE, ("visitor", "VISITOR", "the visitor as shown by `tunnel show`, or an address or network")],
     ),
+    Verb(
+        "set",
+        "set",
+        "change limits of an open tunnel",
+        [REFERENCE, ("words", "key=value", "limits, as in TUNNEL OPTIONS of tunneld-control(7); none: no limit")],
+        nargs="+",
+    ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon"),
     Verb(

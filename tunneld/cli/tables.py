@@ -103,7 +103,8 @@ CERTIFICATES = (
     *(TableColumn(key) for key in ("owner", "failure")),
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
-CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
+CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart", "applies"))
+SHORT_CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "applies"))
 
 
 def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:

@@ -20,6 +20,7 @@ from tunneld.cli.tables import (
     PENALTIES,
     RESERVATIONS,
     SETTINGS,
+    SHORT_CHANGES,
     TUNNELS,
     VISITORS,
     Form,
@@ -116,7 +117,8 @@ async def pardon(client: Client, options: argparse.Namespace, shape: Form) -> st
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
     """Return a table of the keys that changed."""
     answer = await client.call("reload")
-    changes = table(answer.items, CHANGES, shape) if answer.items else ""
+    columns = SHORT_CHANGES if shape is Form.PEOPLE else CHANGES
+    changes = table(answer.items, columns, shape) if answer.items else ""
     return changes or text(answer.text, shape)
 
 
@@ -190,6 +192,14 @@ async def kick(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("kick", options.ref, options.visitor)).text, shape)
 
 
+async def set_limits(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    unnamed, words = split_words(options.words)
+    if unnamed:
+        raise UsageError(f"{unnamed[0]!r} is not of the form key=value, such as bandwidth=1M")
+    return text((await client.call("set", options.ref, **words)).text, shape)
+
+
 async def ban(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the answer of the relay."""
     seconds = () if options.seconds is None else (f"{options.seconds:g}",)
@@ -241,6 +251,7 @@ RUN: Mapping[str, Run] = {
     "release": release,
     "share": share,
     "kick": kick,
+    "set": set_limits,
     "watch": watch,
     "status": status,
     "settings": settings,

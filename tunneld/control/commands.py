@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
-from tunneld.control.bans import ban, kick, list_bans, unban
+from tunneld.control.bans import ban, kick, list_bans, set_limits, unban
 from tunneld.control.notes import Noted, note
 from tunneld.control.verbs import (
     DaemonControl,
@@ -41,6 +41,7 @@ from tunneld.control.verbs import (
 )
 from tunneld.control.visits import invite_visitor, visit_tunnel
 from tunneld.control.watches import WATCH_OPTIONS, watch_tunnels
+from tunneld.directory.changing import CHANGEABLE
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
@@ -183,6 +184,15 @@ COMMANDS: dict[str, Command] = {
             "disconnect a visitor of a tunnel, or all from an address or network",
             kick,
             arguments=(2, 2),
+            noted=Noted.TUNNEL,
+        ),
+        Command(
+            "set",
+            f"{TUNNEL_REFERENCE} key=value [key=value ...]",
+            "change limits of an open tunnel; none takes one away",
+            set_limits,
+            arguments=ONE_ARGUMENT,
+            options=CHANGEABLE,
             noted=Noted.TUNNEL,
         ),
         Command(

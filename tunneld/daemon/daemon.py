@@ -40,6 +40,7 @@ from tunneld.config.places import state_folder
 from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
+from tunneld.config.wording import literal
 from tunneld.daemon import ending, log, privileges, systemd
 from tunneld.daemon.ending import DaemonEnding
 from tunneld.daemon.journals import Journals
@@ -272,7 +273,13 @@ class Daemon:
         for change in changes:
             logger.info("setting changed", change=str(change))
         return [
-            {"key": change.key, "old": str(change.old), "new": str(change.new), "needs_restart": not change.live}
+            {
+                "key": change.key,
+                "old": None if change.old is None else literal(change.old),
+                "new": None if change.new is None else literal(change.new),
+                "needs_restart": not change.live,
+                "applies": change.applies,
+            }
             for change in changes
         ]
 

@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from tunneld.config.schema import Settings
+from tunneld.directory.changing import changed_spec, reloaded_spec
 from tunneld.directory.event_history import EventHistory
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
@@ -247,6 +248,18 @@ class TunnelService:
         tunnel.drain(await self._end_by_request(record, "drained", grant))
         return tunnel
 
+    async def change(self, reference: str, words: Mapping[str, str], grant: Grant = EVERYBODY) -> Tunnel:
+        """Change limits of a tunnel, see changing.py. Raises `NoSuchTunnelError`, or `UsageError` where they exceed
+        those of its owner or of the relay.
+        """
+        record, settings = await self.find(reference, grant), self.settings()
+        tunnel = self.local(record)
+        of_owner = (one.grant for one in settings.credential if one.name == record.owner)
+        owner = next(of_owner, EVERYBODY)
+        tunnel.change(changed_spec(tunnel.spec, words, settings.tunnels, owner, tunnel.used))
+        self._runner.meter(tunnel)
+        return tunnel
+
     async def _end_by_request(self, record: TunnelRecord, action: str, grant: Grant, *, reopen: bool = False) -> str:
         """Note that this grant `closed` or `drained` a tunnel, so that its agent does not open it again, unless it may
         `reopen` it. Returns the reason as text.
@@ -277,11 +290,14 @@ class TunnelService:
         self.reservations.retain(credentials)
 
     def apply_settings(self) -> None:
-        """A reload may have changed the limits of credentials, and moved shared ports or changed their scheme: update
-        the tenants, and the server URIs in the directory.
+        """A reload may have changed the limits of credentials, the networks of visitors, and moved shared ports or
+        changed their scheme: update the tenants, the tunnels, and the server URIs in the directory.
         """
-        self._tenants.apply(self.settings())
+        settings = self.settings()
+        self._tenants.apply(settings)
         for tunnel in self.tunnels():
+            if (changed := reloaded_spec(tunnel.spec, settings.tunnels)) is not None:
+                tunnel.change(changed)
             record = self.live.record_of(tunnel.id)
             if record.server != tunnel.server_uri:
                 record = replace(record, server=tunnel.server_uri)

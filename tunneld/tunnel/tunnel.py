@@ -160,6 +160,11 @@ class Tunnel:
         quota, left = self.limits.quota, self.visitors.quota_left
         return self.spec.metered if quota is None or left is None else quota - left
 
+    @property
+    def used(self) -> int:
+        """Bytes that count against its quota, or would if it had one."""
+        return self.metered if self.limits.quota is not None else self.spec.metered + sum(self.octets)
+
     # Actions
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -234,6 +239,14 @@ class Tunnel:
         self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": reason} if reason else {}))
         if not self.visitors:
             self.close("drained")
+
+    def change(self, spec: TunnelSpec) -> None:
+        """Other limits hold from now on, see `VisitorRelays.change`."""
+        used, self.spec, self.limits = self.used, spec, spec.limits
+        left = None if spec.limits.quota is None else max(0, spec.limits.quota - used)
+        self.visitors.change(spec, self.arrivals.peers, left)
+        for ingress in self.ingresses:
+            ingress.change(spec)
 
     def pause(self) -> None:
         """Accept no connection on either side for now; new ones stay in the listeners' queues. Precedes `export`."""

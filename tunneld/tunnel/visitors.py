@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd
+from tunneld.engine.engine import Cause, Engine, Limiter, Relay, RelayEnd
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -65,7 +65,7 @@ class VisitorRelays:
         self._spec = spec
         self._tunnel = spec.id
         self._limits = limits
-        self._tenant = tenant = spec.tenant
+        self._tenant = spec.tenant
         self._engine = engine
         self._events = events
         self._refusals = refusals
@@ -73,10 +73,7 @@ class VisitorRelays:
         self._admission = None if limits.rules.accept_all else Admission(limits.rules)
         self._ended_up, self._ended_down = counters.up, counters.down  # bytes of relays that have ended
         quota = limits.quota if counters.quota_left is None else counters.quota_left
-        bucket, throttle = tenant.bucket, None
-        if limits.bandwidth or limits.quota or bucket is not None:
-            throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
-        self._throttle = throttle
+        self._throttle: Limiter | None = self._new_throttle(quota)
         self._dropped = ""  # why all of them were dropped
         self._kicked: dict[Relay, str] = {}  # why each was kicked, until it has ended
 
@@ -190,7 +187,33 @@ class VisitorRelays:
     def _on_quota_used_up(self) -> None:
         self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
+    def _new_throttle(self, quota: int | None) -> Limiter | None:
+        """The throttle of all its relays; None where nothing limits them."""
+        limits, bucket = self._limits, self._tenant.bucket
+        if limits.bandwidth is None and limits.quota is None and bucket is None:
+            return None
+        return self._engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
+
     # Several of them
+
+    def change(self, spec: TunnelSpec, waiting: Sequence[Peer], quota_left: int | None) -> None:
+        """Other limits hold from now on. Those about addresses and numbers do not end the connections of visitors that
+        are there, of which `waiting` have no server connection yet. Bandwidth and quota hold for these, too, where
+        there was one of both before.
+        """
+        self._spec, self._limits = spec, spec.limits
+        self._admission = None if spec.limits.rules.accept_all else Admission(spec.limits.rules)
+        self._count_in(waiting)
+        if self._throttle is None:
+            self._throttle = self._new_throttle(quota_left)
+        else:
+            self._throttle.change(spec.limits.bandwidth, quota_left)
+
+    def _count_in(self, waiting: Sequence[Peer]) -> None:
+        """Count all visitors that are there, which the admission has not seen."""
+        if self._admission is not None:
+            for peer in (*waiting, *[one.peer for one in self.relays.values()]):
+                self._admission.count_in(peer[0])
 
     def kick(self, chosen: Callable[[Peer], bool], reason: str) -> int:
         """Cut the connections of the visitors with a chosen address; returns how many. `reason` is for the event."""
@@ -229,9 +252,7 @@ class VisitorRelays:
             relay = self._engine.import_relay(one.state, on_end=self._on_relay_end, throttle=self._throttle)
             self.relays[relay] = RelayedVisitor(one.peer, now - one.age, one.reached, one.host, one.credential)
         self._tenant.visitors += len(relays) + len(waiting)
-        if self._admission is not None:
-            for peer in (*waiting, *(one.peer for one in relays)):
-                self._admission.count_in(peer[0])
+        self._count_in(waiting)
 
 
 REFUSAL_LOG_RATE = Rate.parse("60/m")

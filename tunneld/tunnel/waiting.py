@@ -22,6 +22,7 @@ import trio
 
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import reason_of
+from tunneld.net.endpoint import Peer
 from tunneld.net.sockets import taken_out
 from tunneld.policy.admission import AdmissionRefusal
 from tunneld.policy.limits import EffectiveLimits
@@ -54,6 +55,11 @@ class WaitingVisitors:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        """The addresses of visitors that wait."""
+        return [visitor.peer for visitor in (*self._waiting, *self._inherited)]
 
     def start(
         self,
