@@ -58,8 +58,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         (
             "[gopher]",
             (
-                "gopher: unrecognized table; the file accepts "
-                "control, http, tunnels, webmux, ssh, egtp, names, daemon, log, acme, certificate, credential"
+                "gopher: unrecognized table; the file accepts control, http, tunnels, webmux, ssh, egtp, names, "
+                "daemon, log, events, metrics, records, acme, certificate, credential"
             ),
         ),
         ('[log]\n"a\\nb" = 1', 'log."a\\u000ab": unrecognized key; [log] accepts format, level'),

@@ -206,9 +206,11 @@ class Client:
         items = (await self.call("status")).items
         return items[0] if items else {}
 
-    def watch(self, ref: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
+    def watch(
+        self, ref: str | None = None, *, since: float | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
         """Return events of all tunnels or of one, for the length of the `async with`. Calls need another client
-        meanwhile.
+        meanwhile. With `since`, those of so many seconds until now come first, and an event `live` after them.
 
         The iteration raises a refusal. It waits without a timeout: silence means that nothing happens.
 
@@ -216,7 +218,8 @@ class Client:
                 async for event in events:
                     print(event["event"], event.get("id"))
         """
-        return self._exchange.watch(ControlRequest("watch", (ref,) if ref else ()))
+        options = {} if since is None else {"since": f"{max(1, round(since))}"}
+        return self._exchange.watch(ControlRequest("watch", (ref,) if ref else (), options))
 
 
 def _text(value: Value) -> str:

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
     from tunneld.config.http import HttpSettings
     from tunneld.config.keys import Change, diff, reloaded
     from tunneld.config.places import find_config
-    from tunneld.config.schema import (
-        ControlSettings,
-        DaemonSettings,
-        LogSettings,
-        Settings,
-        TunnelSettings,
-    )
+    from tunneld.config.reporting import LogSettings
+    from tunneld.config.schema import ControlSettings, DaemonSettings, Settings, TunnelSettings
 
 __all__ = [
     "AcmeSettings",
@@ -51,7 +46,8 @@ _MODULES = {
     "http": ("HttpSettings",),
     "keys": ("Change", "diff", "reloaded"),
     "places": ("find_config",),
-    "schema": ("ControlSettings", "DaemonSettings", "LogSettings", "Settings", "TunnelSettings"),
+    "reporting": ("LogSettings",),
+    "schema": ("ControlSettings", "DaemonSettings", "Settings", "TunnelSettings"),
 }
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
 from tunneld.config.http import HttpSettings
 from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path
+from tunneld.config.reporting import EventsSettings, LogSettings, MetricsSettings, RecordsSettings
 from tunneld.config.values import (
     DAY,
     HOUR,
@@ -264,13 +265,6 @@ class DaemonSettings(Table):
     _make_absolute = field_validator("state")(absolute_path)
 
 
-class LogSettings(Table):
-    """`[log]`: one event per line on standard error."""
-
-    format: Literal["auto", "human", "json"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
 class Settings(Table):
     """A complete tunnel.toml."""
 
@@ -283,6 +277,9 @@ class Settings(Table):
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    events: EventsSettings = EventsSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    records: RecordsSettings = RecordsSettings()
     acme: AcmeSettings = AcmeSettings()
     certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
@@ -30,7 +31,7 @@ from tunneld.http.problems import HttpError, Problem, problem_of, respond
 from tunneld.http.responses import ResponseMiddleware
 from tunneld.http.rpc import answer_call
 from tunneld.http.servlet import answer_servlet
-from tunneld.http.translate import grant_of
+from tunneld.http.translate import caller_of, grant_of
 from tunneld.policy.access import Role, check_role
 
 AnswerFunction = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
@@ -85,7 +86,8 @@ class HttpApp:
     async def metrics(self, request: Request) -> Response:
         """`/metrics`: requires the role viewer or admin, because the metrics cover the tunnels of all credentials."""
         check_role(grant_of(request.scope), Role.ADMIN, "/metrics", changes=False)
-        return answer_metrics(self.registry)
+        step = partial(self.daemon.service.turns.step, caller_of(request.scope))
+        return await answer_metrics(self.registry, self.daemon, step)
 
 
 def new_app(daemon: DaemonControl, authenticator: Authenticator, page: WebPage, execute: Execute) -> ASGIApp:
