@@ -5,7 +5,7 @@ import { clock, plural, size } from "./format.js"
 import { live } from "./live.js"
 import { Table } from "./table.js"
 
-const KNOWN = new Set(["time", "event", "id", "from", "reason", "up", "down"])
+const KNOWN = new Set(["time", "event", "id", "from", "reason", "up", "down", "side"])
 
 function details(event) {
     if (event.event === "lost") return `${plural(event.count, "event")} left out: too many at once`

@@ -37,6 +37,7 @@ const REASONS = {
     rate: "too fast from one address",
     full: "tunnel full",
     header: "no PROXY header",
+    denied: "refused by control.authorize",
     unserved: "no answer from the agent",
 }
 export const refusals = text => (text ?? "").split(",").filter(Boolean).map(part => {
