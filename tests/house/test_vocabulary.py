@@ -92,6 +92,7 @@ COVERED_BY = {
     "config/toml_file.py": "config/test_file.py",
     "config/wording.py": "config/test_file.py",
     "client/exchange.py": "client/test_client.py",
+    "client/transport.py": "client/test_client_failures.py",
     "control/commands.py": "control/test_verbs.py",
     "control/credentials.py": "control/test_verbs.py",
     "control/notes.py": "control/test_bans.py",

@@ -26,7 +26,6 @@ from tunneld.cli.tables import (
     Form,
     Record,
     facts,
-    is_count,
     json_lines,
     short_columns,
     table,
@@ -43,6 +42,7 @@ from tunneld.errors import (
     UsageError,
 )
 from tunneld.policy.units import count
+from tunneld.wire.records import is_count
 
 if TYPE_CHECKING:
     from tunneld.client import Client
@@ -127,11 +127,11 @@ async def restart(client: Client, options: argparse.Namespace, shape: Form) -> s
     options.timeout = client.timeout = max(client.timeout, RESTART_STEP_TIMEOUT)
     await client.call("restart")
     with suppress(RelayUnreachableError):
-        async with client.watch() as events:  # the old program ends the stream when it stops
+        async with client.stream("watch") as events:  # the old program ends the stream when it stops
             async for _ in events:
                 pass
     async with access(options).connect() as again:
-        status = await again.status()
+        (status,) = (await again.call("status")).items
     kept = f"{count(_number(status, 'tunnels'), 'tunnel')} and {count(_number(status, 'visitors'), 'visitor')}"
     return text(f"restarted as version {_fact(status, 'version')}, with {kept}", shape)
 
@@ -147,7 +147,7 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
     """
     if not options.wait:
         return text((await client.call("drain", options.ref)).text, shape)
-    async with access(options).connect() as watching, watching.watch(options.ref) as events:
+    async with access(options).connect() as watching, watching.stream("watch", options.ref) as events:
         say(text((await client.call("drain", options.ref)).text, shape), end="")
         left = 0
         try:
@@ -233,7 +233,8 @@ async def shut_down(client: Client, options: argparse.Namespace, shape: Form) ->
 
 async def watch(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Print events until the relay stops."""
-    async with client.watch(options.ref, since=options.since) as events:
+    tunnel = (options.ref,) if options.ref else ()
+    async with client.stream("watch", *tunnel, since=options.since) as events:
         async for event in events:
             say(event_line(event, shape, dated=options.since is not None), end="")
     return ""

@@ -130,7 +130,7 @@ class ControlSettings(Table):
 
 
 class TunnelSettings(Table):
-    """`[tunnels]`: where tunnels listen, limits and timeouts. Applied to each tunnel that is opened from then on."""
+    """`[tunnels]`: where tunnels listen, limits and timeouts. Applied to tunnels opened from then on."""
 
     host: str = "127.0.0.1"  # nothing is public by default
     advertised_host: str = ""
