@@ -149,7 +149,7 @@ class Exposure:
             login = relay.access.credential
             self._request = config.request.with_options(private=self._private.claim(login[0] if login else ""))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
-        self._context = AgentContext(engine, nursery, relay.access, reporter)
+        self._context = AgentContext(engine, nursery, relay.access, reporter, partial(relay.carriers, engine))
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
         self._opened_at: float | None = None  # when the tunnel was opened or found, in `trio.current_time`
         self._expires_at: float | None = None  # the end of the first tunnel's ttl, in `trio.current_time`

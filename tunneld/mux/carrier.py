@@ -333,7 +333,7 @@ class Carrier:
         channel.release_window()
         if channel.sid & 1 == self._parity:
             self._opened -= 1
-        self.owner.on_capacity()
+        self.owner.on_over(channel)
 
     def _close(self, reason: str) -> None:
         if self.over:
