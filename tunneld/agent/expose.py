@@ -4,7 +4,8 @@
     ├─ visitors                  without tasks, see visitors.py. They outlive tunnels: when the relay drains, the
     │                            visitors that it has already connected may finish
     ├─ slow dial ×N              only for visitors for whom the local server cannot be dialled without waiting
-    ├─ carriers ×N               of the open tunnel, and of former ones until their visitors finish: see carriers.py
+    ├─ source ×N                 of the open tunnel, and of former ones until their visitors finish: with webmux its
+    │                            part of the process's carriers, see carriers.py
     ├─ health checks             where they are configured: see health.py
     └─ (this task)               connected ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
                                     └─────────────────────────────────────────────────────────────────────────┘
