@@ -67,7 +67,7 @@ class MuxServerSide:
         self._registry = self._port(context.services)
         self.key = self._choose_key()
         self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
-        self._shared: set[VisitorCarrier] = set()  # those whose connection carries other tunnels, too
+        self._shared: frozenset[VisitorCarrier] = frozenset()  # those whose connection carries other tunnels, too
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
@@ -209,7 +209,7 @@ class MuxServerSide:
             other.heartbeat.ping_now()
         self._carriers[carrier] = peer
         if is_counted:
-            self._shared.add(carrier)
+            self._shared |= {carrier}
         self._accepting.insert(0, carrier)
         self._context.on_attached(peer)
         self.on_capacity()
@@ -245,7 +245,7 @@ class MuxServerSide:
     def on_carrier_closed(self, carrier: VisitorCarrier) -> None:
         """A carrier was closed or lost: remove it."""
         self.retire(carrier)
-        self._shared.discard(carrier)
+        self._shared -= {carrier}
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
             self._context.on_detached(peer)
