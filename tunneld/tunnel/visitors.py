@@ -30,6 +30,8 @@ from tunneld.tunnel.snapshot import TunnelCounters
 from tunneld.tunnel.tenants import Tenant
 from tunneld.tunnel.visitor import Visitor
 
+log = structlog.get_logger("tunnel")
+
 
 class VisitorEvents(Protocol):
     """What `VisitorRelays` calls: the tunnel."""
@@ -233,7 +235,6 @@ class RefusalLog:
         self.visitors = Counter({RefusalKind(kind): count for kind, count in counted.items()})
         self._tunnel = tunnel
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
         self._limiter = LogLimiter(REFUSAL_LOG_RATE)
 
     def visitor(self, peer: Peer, refusal: AdmissionRefusal) -> None:
@@ -249,4 +250,11 @@ class RefusalLog:
         if self._events.watched:
             self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
-            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
+            log.info(
+                "connection refused",
+                tunnel=self._tunnel,
+                side=side,
+                peer=format_peer(peer),
+                reason=reason,
+                left_out=left_out,
+            )
