@@ -126,6 +126,34 @@ async def test_one_connection_counts_once_however_many_tunnels_it_has(relay: Rel
     assert sum(side.connections for side in tenant.server_sides) == 0
 
 
+async def test_an_owner_that_has_all_its_connections_may_add_tunnels_and_no_connection(relay: RelayHere) -> None:
+    one, two = await tunnels(relay, 2)
+    tenant = one.spec.tenant
+    tenant.limits = replace(tenant.limits, server_connections=1)
+    peer = SharingPeer(one.server_uri)
+    for index, tunnel in enumerate((one, two)):
+        await peer.offer(index, tunnel.server_uri)
+    await until_ready(one, two)
+    further = SharingPeer(one.server_uri)
+    await further.offer(0, one.server_uri)
+    assert (await further.refusal(0)).startswith("limit connection limit reached: its owner's tunnels have 1 server")
+    for each in (peer, further):
+        await each.stream.aclose()
+
+
+async def test_a_tunnel_has_no_more_shared_carriers_than_others(relay: RelayHere) -> None:
+    webmux = relay.settings.webmux.model_copy(update={"max_carriers": 1})
+    relay.settings = relay.settings.model_copy(update={"webmux": webmux})
+    (tunnel,) = await tunnels(relay, 1)
+    peers = [SharingPeer(tunnel.server_uri) for _ in range(2)]
+    await peers[0].offer(0, tunnel.server_uri)
+    await until_ready(tunnel)
+    await peers[1].offer(0, tunnel.server_uri)
+    assert (await peers[1].refusal(0)).startswith("limit connection limit reached: the tunnel has 1 server connections")
+    for each in peers:
+        await each.stream.aclose()
+
+
 async def test_a_key_that_no_open_tunnel_has_is_refused_and_another_one_may_follow(relay: RelayHere) -> None:
     (tunnel,) = await tunnels(relay, 1)
     peer = SharingPeer(tunnel.server_uri)

@@ -196,8 +196,9 @@ class MuxServerSide:
         tunnels of the owner, too, and is no further one.
         """
         self.check_peer(peer)
-        if not (is_counted and self._context.persist):
-            limit = min(self._context.parking_capacity(), limit)
+        context = self._context
+        counted = is_counted and context.persist
+        limit = min(limit, context.settings.max_parked if counted else context.parking_capacity())
         if len(self._carriers) >= limit and not self._replace_unresponsive():
             raise LimitReachedError(
                 f"connection limit reached: the tunnel has {len(self._carriers)} server connections (max_carriers)"

@@ -235,7 +235,10 @@ class SharedCarrier:
     def _check_place(self, tenant: Tenant) -> None:
         """Raise `LimitReachedError` where the owner may have no further connection."""
         if tenant.server_connections_left <= 0:
-            raise LimitReachedError("connection limit reached: the owner's tunnels have all that it may have")
+            raise LimitReachedError(
+                f"connection limit reached: its owner's tunnels have {tenant.limits.server_connections} server connections "
+                "(control.credential_share)"
+            )
 
     def _adopt(self, side: MuxServerSide) -> None:
         """The first tunnel is there: the connection belongs to its owner."""
