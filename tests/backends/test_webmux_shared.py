@@ -136,7 +136,7 @@ async def test_an_owner_that_has_all_its_connections_may_add_tunnels_and_no_conn
     await until_ready(one, two)
     further = SharingPeer(one.server_uri)
     await further.offer(0, one.server_uri)
-    assert (await further.refusal(0)).startswith("limit connection limit reached: its owner's tunnels have 1 server")
+    assert (await further.refusal(0)).startswith("limit connection limit reached: its owner has 1 server")
     for each in (peer, further):
         await each.stream.aclose()
 
@@ -250,6 +250,22 @@ async def test_data_on_the_session_of_a_tunnel_ends_it(relay: RelayHere) -> None
     assert await peer.refusal(0) == "a session that stands for a tunnel carries no data"
     assert not side_of(tunnel).carriers
     await peer.stream.aclose()
+
+
+async def test_a_tunnel_that_closes_with_visitors_leaves_the_carrier_with_its_last_one(relay: RelayHere) -> None:
+    goes, stays = await tunnels(relay, 2)
+    peer = SharingPeer(goes.server_uri)
+    for index, tunnel in enumerate((goes, stays)):
+        await peer.offer(index, tunnel.server_uri)
+    await until_ready(goes, stays)
+    visitor = await connect(goes.client_uri)
+    await peer.visitor(0)
+    goes.close("a test")
+    assert await peer.refusal(0) == "the tunnel closed"
+    assert await is_dropped(visitor)
+    assert not side_of(goes).carriers
+    for stream in (visitor, peer.stream):
+        await stream.aclose()
 
 
 @pytest.mark.interpreted

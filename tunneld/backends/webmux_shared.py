@@ -235,9 +235,9 @@ class SharedCarrier:
     def _check_place(self, tenant: Tenant) -> None:
         """Raise `LimitReachedError` where the owner may have no further connection."""
         if tenant.server_connections_left <= 0:
+            count = tenant.limits.server_connections
             raise LimitReachedError(
-                f"connection limit reached: its owner's tunnels have {tenant.limits.server_connections} server connections "
-                "(control.credential_share)"
+                f"connection limit reached: its owner has {count} server connections (control.credential_share)"
             )
 
     def _adopt(self, side: MuxServerSide) -> None:
