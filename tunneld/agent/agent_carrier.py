@@ -129,8 +129,13 @@ class Offer:
 
     def on_reset(self, error: OSError) -> None:
         """The relay refused the tunnel, or ended it, and says why; or the carrier is lost, which it reports itself."""
-        if not self.carrier.over:
-            self._end(reason_of(error))
+        if self.carrier.over:
+            return
+        reason = reason_of(error)
+        if self.accepted:
+            self._end(f"connection to the relay lost: {reason}")
+        else:
+            self._end(f"the relay refused the connection: {reason.partition(' ')[2] or reason}")  # behind the code
 
     def on_internal_error(self, error: Exception) -> None:
         """A callback above raised: a bug."""
