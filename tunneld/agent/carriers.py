@@ -23,6 +23,7 @@ A relay of an earlier version takes one tunnel on a carrier: then each tunnel ha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import cast
 
@@ -160,9 +161,9 @@ class CarrierSource:
 
     # Called by the group and the carriers
 
-    def is_on(self, carrier: AgentCarrier) -> bool:
-        """Whether visitors come, or soon will, on this carrier."""
-        return any(offer.carrier is carrier and not offer.retired and not offer.over for offer in self._offers)
+    def is_on(self, carriers: Collection[AgentCarrier]) -> bool:
+        """Whether visitors come, or soon will, on one of these carriers."""
+        return any(offer.carrier in carriers and not offer.retired and not offer.over for offer in self._offers)
 
     def offer_on(self, carrier: AgentCarrier) -> Offer | None:
         """Offer the tunnel on this carrier. Returns None if the carrier has no room for it."""
@@ -257,7 +258,7 @@ class CarrierGroup:
     def resume(self, source: CarrierSource) -> None:
         """Offer a tunnel on all carriers."""
         for carrier in list(self._carriers):
-            if carrier.accepted and not source.is_on(carrier):
+            if carrier.accepted and not source.is_on((carrier,)):
                 source.offer_on(carrier)
         self._wake.set()
 
@@ -272,8 +273,8 @@ class CarrierGroup:
 
     def on_accepted(self, carrier: AgentCarrier) -> None:
         """The first tunnel was accepted: offer the other ones, too."""
-        for source in self._wanted:
-            if not source.is_on(carrier):
+        for source in list(self.sources):
+            if not source.paused and not source.is_on((carrier,)):
                 source.offer_on(carrier)
 
     def on_carrier_closed(self, carrier: AgentCarrier) -> None:
@@ -294,20 +295,16 @@ class CarrierGroup:
     # Inside
 
     @property
-    def _wanted(self) -> list[CarrierSource]:
-        """The tunnels that are to be on every carrier."""
-        return [source for source in self.sources if not source.paused]
-
-    @property
     def _answering(self) -> list[AgentCarrier]:
         return [carrier for carrier in self._carriers if carrier.answering]
 
     def _needs_carrier(self) -> bool:
         """Whether a tunnel is on no carrier that answers and has places left, and the limit allows one more."""
-        answering = self._answering
-        good = [carrier for carrier in answering if not carrier.is_nearly_full]
-        lacking = (not any(source.is_on(carrier) for carrier in good) for source in self._wanted)
-        return any(lacking) and len(answering) < MAX_CARRIERS
+        good = [carrier for carrier in self._carriers if carrier.answering and not carrier.is_nearly_full]
+        for source in self.sources:
+            if not source.paused and not source.is_on(good):
+                return len(self._answering) < MAX_CARRIERS
+        return False
 
     async def _run(self) -> None:
         """Dial whenever a carrier is needed, until the last tunnel and the last carrier are gone."""
@@ -351,13 +348,12 @@ class CarrierGroup:
         """Dial one carrier, and offer it one tunnel after another until the relay accepts one; returns whether it did.
         A failure is reported as trouble.
         """
-        wanted = self._wanted
-        if not wanted:
+        if all(source.paused for source in self.sources):  # since this was begun
             return False
         try:
             connection = await self._relay.dial_carrier(self.address)
         except (RelayUnreachableError, ShortageError, RemoteProtocolError) as error:
-            for source in self._wanted:
+            for source in [source for source in self.sources if not source.paused]:
                 source.on_trouble(str(error))
             return False
         try:
@@ -367,7 +363,7 @@ class CarrierGroup:
             return False
         self._carriers[carrier] = None
         try:
-            for source in wanted:
+            for source in list(self.sources):
                 offer = None if source.paused or carrier.over else source.offer_on(carrier)
                 if offer is not None:
                     await offer.decided.wait()
