@@ -161,6 +161,7 @@ class AgentCarrier:
     ) -> None:
         """`shared`: the relay takes several tunnels on it. Raises OSError if the connection is closed already."""
         self.accepted = False  # by the relay, with at least one tunnel
+        self.is_attended = True  # until then a task offers one tunnel after another
         self.offers: dict[int, Offer] = {}  # by protocol id; one that is over stays until its session is
         self.visitors: dict[int, Offer] = {}  # by session id
         self._owner = owner
@@ -233,14 +234,8 @@ class AgentCarrier:
 
     def close_if_unused(self) -> None:
         """Close the carrier if it has neither tunnels nor visitors."""
-        if not self.offers and not self.visitors and self.accepted:
+        if not self.offers and not self.visitors and (self.accepted or not self.is_attended):
             self._carrier.close()
-
-    def abandon(self) -> None:
-        """Close the carrier, before the relay has accepted it, as if it had never been dialled."""
-        for offer in list(self.offers.values()):
-            offer.abort()
-        self._carrier.close()
 
     def close(self) -> None:
         """Close the carrier and with it every visitor on it."""

@@ -369,7 +369,8 @@ class CarrierGroup:
                     await offer.decided.wait()
                 if carrier.accepted:
                     return True
-        finally:
-            if not carrier.accepted:
-                carrier.abandon()
+        except trio.Cancelled:
+            carrier.is_attended = False
+            raise
+        carrier.close()
         return False
