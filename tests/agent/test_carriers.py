@@ -269,6 +269,7 @@ async def test_a_carrier_whose_local_address_is_gone_is_replaced_at_once(monkeyp
             assert await ask(address(reporter), b"from elsewhere") == b"from elsewhere"
 
 
+@pytest.mark.interpreted
 async def test_an_agent_with_an_old_key_tries_it_once_and_then_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated attempts with a key from before the relay's restart would look like guessing."""
     attempts: list[str | None] = []
