@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 import trio
 
@@ -25,7 +26,9 @@ from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
 from tunneld.backends.egtp_port import serve_nodes
 from tunneld.backends.egtp_relay import NodeRelay
+from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.backends.webmux_port import serve_carriers
+from tunneld.backends.webmux_shared import CarriedTunnel
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
@@ -33,6 +36,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.egtp.passing import PassingService
 from tunneld.engine import new_engine
 from tunneld.engine.pump import Pump
+from tunneld.mux.carrier import Carrier
 from tunneld.net import sockets
 from tunneld.net.endpoint import Target
 from tunneld.net.listeners import ReloadableListener
@@ -59,6 +63,17 @@ NEEDED: Mapping[str, Mapping[str, Value]] = {
 """Options of openTunnel without which a relay opens no tunnel, by backend."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+def carriers_of(tunnel: Tunnel) -> list[Carrier]:
+    """The relay's side of a tunnel's carriers, also of those that it shares."""
+    side = tunnel.server_side
+    assert isinstance(side, WebMuxServerSide)
+    return [one.carrier if isinstance(one, CarriedTunnel) else one for one in side.carriers if is_webmux(one)]
+
+
+def is_webmux(carrier: object) -> TypeGuard[Carrier | CarriedTunnel]:
+    return isinstance(carrier, Carrier | CarriedTunnel)
 
 
 @contextmanager

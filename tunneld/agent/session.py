@@ -9,9 +9,10 @@ unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds find
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,11 +25,15 @@ from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
 from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorCallback
 from tunneld.client import Client
+from tunneld.client.client import Record
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.rates import LogLimiter
+
+if TYPE_CHECKING:
+    from tunneld.agent.carriers import RelayCarriers
 
 WEBMUX_SCHEMES = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs that carriers connect to."""
@@ -54,6 +59,7 @@ class AgentContext:
     nursery: trio.Nursery
     relay: RelayAccess
     reporter: Reporter
+    carriers: Callable[[], RelayCarriers] | None = None  # of all tunnels of the process at this relay
 
 
 class TunnelSession:
@@ -117,7 +123,7 @@ class TunnelSession:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
         or `expired` if it has ended for good; and as any call.
         """
-        record: Mapping[str, str] = {}
+        record: Record = {}
         with _ignoring_no_such_tunnel():
             record = (await client.show(str(self.tunnel.server)))[0]
         if not self.tunnel.matches(record):
@@ -229,7 +235,7 @@ class TunnelSession:
                 raise
             await self.check(client)
 
-    def _report_certificate(self, record: Mapping[str, str]) -> None:
+    def _report_certificate(self, record: Record) -> None:
         """Report why the relay has no certificate for the host name; once for each reason."""
         problem = record.get("certificate", "")
         if problem and problem != self._certificate_problem:
@@ -308,9 +314,10 @@ async def _new_source(
     """Make the source of connections for a server URI. Raises `RelayUnreachableError`, `UsageError`."""
     engine, nursery, relay = context.engine, context.nursery, context.relay
     if server.scheme in WEBMUX_SCHEMES:
-        from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
+        from tunneld.agent.carriers import CarrierSource  # noqa: PLC0415  # on systems that have carriers
 
-        return Carriers(engine, relay, server, events, nursery, keep_header=request.keep_header)
+        assert context.carriers is not None
+        return CarrierSource(context.carriers(), server, events, nursery, keep_header=request.keep_header)
     if server.scheme == "egtp":
         from tunneld.agent.associations import Associations  # noqa: PLC0415  # on systems that have carriers
 

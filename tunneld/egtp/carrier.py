@@ -277,5 +277,5 @@ class EgtpCarrier:
         self._table.add(channel)
         return channel
 
-    def _on_removed(self) -> None:
+    def _on_removed(self, _channel: Channel) -> None:
         self.owner.on_capacity()

@@ -29,8 +29,18 @@ from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
-from tunneld.wire.webmux import events
-from tunneld.wire.webmux.events import Finished
+from tunneld.wire.webmux.events import (
+    Accepted,
+    Broken,
+    CreditAdded,
+    EndpointDefined,
+    Event,
+    Finished,
+    MssSet,
+    Opened,
+    Reset,
+    SessionRefused,
+)
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
@@ -282,31 +292,32 @@ class Carrier:
         if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 
-    def _on_codec_event(self, event: events.Event) -> None:
-        """Act on any event but data and FIN."""
+    def _on_codec_event(self, event: Event) -> None:
+        """Act on any event but data and FIN; those that every visitor causes come first."""
         match event:
-            case events.Opened(sid, protocol) if protocol == PING_PROTOCOL:
-                self.mux.reset(sid)
-            case events.Opened(sid, protocol):
-                self.owner.on_opened(self._add(sid), protocol)
-            case events.Accepted(sid) | events.SessionRefused(sid) | events.Broken(sid) if sid == self._ping.sid:
-                self._on_ping_answered(event)
-            case events.Accepted():
-                self.owner.on_capacity()
-            case events.EndpointDefined(_, uri):
-                self.owner.on_endpoint(uri)
-            case events.MssSet(mss):
-                self.max_fragment = mss or NO_MSS
-            case events.CreditAdded(sid):
+            case CreditAdded(sid):
                 self._table.on_credit(sid)
-            case events.SessionRefused(sid, _, reason) | events.Reset(sid, _, reason) | events.Broken(sid, reason):
+            case Accepted(sid) if sid != self._ping.sid:
+                self.owner.on_capacity()
+            case Opened(sid, protocol):
+                if protocol == PING_PROTOCOL:
+                    self.mux.reset(sid)
+                else:
+                    self.owner.on_opened(self._add(sid), protocol)
+            case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
+                self._on_ping_answered(event)
+            case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
                 self._table.on_reset(sid, reason)
+            case EndpointDefined(_, uri):
+                self.owner.on_endpoint(uri)
+            case MssSet(mss):
+                self.max_fragment = mss or NO_MSS
 
-    def _on_ping_answered(self, event: events.Event) -> None:
+    def _on_ping_answered(self, event: Event) -> None:
         """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
-        if self._ping.finish(accepted=isinstance(event, events.Accepted)):
+        if self._ping.finish(accepted=isinstance(event, Accepted)):
             self.send_ping()
-        elif not isinstance(event, events.Broken):
+        elif not isinstance(event, Broken):
             self.owner.on_pong()
 
     def _add(self, sid: int) -> Channel:
@@ -315,8 +326,8 @@ class Carrier:
         self._table.add(channel)
         return channel
 
-    def _on_removed(self) -> None:
-        self.owner.on_capacity()
+    def _on_removed(self, channel: Channel) -> None:
+        self.owner.on_over(channel)
 
     def _close(self, reason: str) -> None:
         if self.over:

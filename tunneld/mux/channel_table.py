@@ -13,8 +13,8 @@ class ChannelTable:
 
     __slots__ = ("_on_removed", "_parity", "_turns", "channels", "opened")
 
-    def __init__(self, turns: CarrierTurns, parity: int, on_removed: Callable[[], None]) -> None:
-        """`parity` is that of the ids that we open. `on_removed` is called after a channel was removed."""
+    def __init__(self, turns: CarrierTurns, parity: int, on_removed: Callable[[Channel], None]) -> None:
+        """`parity` is that of the ids that we open. `on_removed` is called with a channel that was removed."""
         self.channels: dict[int, Channel] = {}
         self.opened = 0  # channels that we opened
         self._turns = turns
@@ -38,7 +38,7 @@ class ChannelTable:
         channel.release_window()
         if channel.sid & 1 == self._parity:
             self.opened -= 1
-        self._on_removed()
+        self._on_removed(channel)
 
     def on_credit(self, sid: int) -> None:
         """The peer granted credit."""
