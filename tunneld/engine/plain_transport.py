@@ -6,17 +6,27 @@ A connection that is only relayed is a `SocketEnd`, which is faster: its bytes n
 from __future__ import annotations
 
 import socket
+from typing import Final
+
+AT_ONCE: Final = 16 * 1024
+"""Bytes that are worth a system call of their own: copying them takes as long. Less waits for what else is written."""
 
 
 class PlainTransport:
     """A connected non-blocking socket, which it owns."""
 
-    __slots__ = ("_unsent", "connection", "ended")
+    __slots__ = ("_failure", "_unsent", "connection", "ended")
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.ended = False  # the end of file was read
         self._unsent = bytearray()
+        self._failure: OSError | None = None  # of a write, not reported yet
+
+    @property
+    def takes_pipes(self) -> bool:
+        """Whether the kernel moves bytes between this connection and a pipe on every system: that is so for TCP."""
+        return self.connection.family != socket.AF_UNIX
 
     @property
     def pending_output(self) -> int:
@@ -37,7 +47,15 @@ class PlainTransport:
         return count, count
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append `data` to the pending output."""
+        """Append `data` to the pending output. Much at a time goes to the kernel at once, without a copy."""
+        if len(data) >= AT_ONCE and not self._unsent and self._failure is None:
+            try:
+                sent = self.connection.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._failure, sent = error, 0
+            data = memoryview(data)[sent:]
         self._unsent += data
 
     def finish(self) -> None:
@@ -46,6 +64,9 @@ class PlainTransport:
     def flush(self) -> bool:
         """Write pending output to the kernel; returns whether that was all of it. Raises OSError."""
         unsent = self._unsent
+        if self._failure is not None:
+            unsent.clear()
+            raise self._failure
         try:
             while unsent:
                 sent = self.connection.send(unsent)
