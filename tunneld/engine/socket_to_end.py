@@ -42,9 +42,9 @@ class SocketToEnd(FromSocket[BufferedEnd]):
         """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
         pump, end = self.pump, self.target
         receive_into, allowance = self.connection.recv_into, self.allowance
-        share = min(pump.quantum, end.quantum)
-        if self.splicing and not self._splice(share):
+        if self.splicing and not self._splice():
             return
+        share = min(pump.quantum, end.quantum)
         while share > 0:
             wanted = end.send_capacity()
             if not wanted or self.stopped:
@@ -78,11 +78,11 @@ class SocketToEnd(FromSocket[BufferedEnd]):
         if allowance is not None:
             allowance.give_back()
 
-    def _splice(self, share: int) -> bool:
+    def _splice(self) -> bool:
         """Move bytes in pipes. Returns whether a plain read has to go on, and tell why there are no more; otherwise
-        `share` bytes were moved, or the flow has to wait or has ended.
+        the quantum is used up, or the flow has to wait or has ended.
         """
-        end = self.target
+        end, share = self.target, self.pump.quantum
         while self.splicing and end.send_capacity() and not self.stopped:
             if share <= 0:
                 self.pump.rearm(self.fd)
