@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+HEADER_ROOM: Final = 4
+"""Bytes: a carrier writes what was read, and the header of a frame, at once."""
 AT_ONCE: Final = 16 * 1024
 """Bytes that are worth a system call of their own: copying them takes as long. Less waits for what else is written."""
 
@@ -38,13 +40,15 @@ class PlainTransport:
         return 0
 
     def receive_into(self, raw: memoryview, plain: memoryview) -> tuple[int, int]:
-        """Read once from the kernel into `plain`, at most `len(raw)` bytes. Returns the number of bytes, twice.
+        """Read once from the kernel into `plain`: as many bytes as `raw` has, without a header. Returns the number of
+        bytes, twice; the first one is `len(raw)` if that was all that could be read at once.
 
         Raises `BlockingIOError`, or OSError if the connection is broken.
         """
-        count = self.connection.recv_into(plain, len(raw))
+        size = len(raw)
+        count = self.connection.recv_into(plain, size - HEADER_ROOM)
         self.ended = not count
-        return count, count
+        return size if count == size - HEADER_ROOM else count, count
 
     def write(self, data: bytes | memoryview) -> None:
         """Append `data` to the pending output. Much at a time goes to the kernel at once, without a copy."""
