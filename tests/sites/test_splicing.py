@@ -321,6 +321,7 @@ async def test_a_throttle_counts_bytes_before_they_are_read_and_takes_no_pipe(pi
         nursery.start_soon(send_large, visitor.far, POST % (b"", b"a.example", len(NOISE)))
         server = await site.server()
         await server.head()
+        assert site.streams[0].pipe_taker is None
         assert await server.exactly(len(NOISE)) == NOISE
         nursery.start_soon(send_large, server.far, OK % len(NOISE))
         await visitor.head()
