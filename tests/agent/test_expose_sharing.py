@@ -110,7 +110,7 @@ async def test_two_agents_have_one_address_and_share_its_visitors() -> None:
             assert one.all("opened")[0]["uri"] == two.all("opened")[0]["uri"]
             await until_ready(relay, first, second)
             async with relay.access.connect() as client:
-                assert (await client.show(relay.tunnel.id))[0]["agents"] == "2"
+                assert (await client.show(relay.tunnel.id))[0]["agents"] == 2
             answers = await answers_of(one, 40)
             assert set(answers) == {b"one", b"two"}
 

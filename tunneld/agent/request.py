@@ -11,7 +11,7 @@ import trio
 
 from tunneld.agent.pool import PoolLimits
 from tunneld.client import Client
-from tunneld.client.exchange import Record
+from tunneld.client.client import Record
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.endpoint import Endpoint, is_loopback
 from tunneld.policy.options import ANY_HOST
@@ -76,7 +76,7 @@ class OpenTunnel:
         """Seconds since it was opened."""
         return trio.current_time() - self.opened_at
 
-    def matches(self, record: Mapping[str, str]) -> bool:
+    def matches(self, record: Record) -> bool:
         """Whether the relay's `record` is this tunnel, not one that a restarted relay opened later on the same port."""
         same = record.get("id") == self.id and record.get("client") == str(self.client)
         return same and int(record.get("age", "0")) + AGE_TOLERANCE >= self.age

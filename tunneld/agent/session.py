@@ -8,7 +8,7 @@ unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds find
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from tunneld.agent.pool import REVIEW_INTERVAL, Pool
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
 from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorCallback
 from tunneld.client import Client
+from tunneld.client.client import Record
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
@@ -111,7 +112,7 @@ class TunnelSession:
         """Raise `NoSuchTunnelError` unless the tunnel is open and takes visitors; `RefusedError` with the code `ended`
         or `expired` if it has ended for good; and as any call.
         """
-        record: Mapping[str, str] = {}
+        record: Record = {}
         with _ignoring_no_such_tunnel():
             record = (await client.show(str(self.tunnel.server)))[0]
         if not self.tunnel.matches(record):
@@ -214,7 +215,7 @@ class TunnelSession:
                 raise
             await self.check(client)
 
-    def _report_certificate(self, record: Mapping[str, str]) -> None:
+    def _report_certificate(self, record: Record) -> None:
         """Report why the relay has no certificate for the host name; once for each reason."""
         problem = record.get("certificate", "")
         if problem and problem != self._certificate_problem:

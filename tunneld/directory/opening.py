@@ -42,6 +42,7 @@ from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import Phase, Tunnel
+from tunneld.wire.lines import Value
 
 log = structlog.get_logger("service")
 
@@ -254,10 +255,13 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
 
 def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
     """Publish and log that a tunnel is open."""
-    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields: dict[str, Value] = {
+        "backend": record.backend,
+        "server": record.server.without_key,
+        "client": str(record.client),
+    }
     fields |= {"owner": tunnel.spec.owner, "name": record.name}
-    if events.watched:
-        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    events.publish("opened", id=record.id, **fields)
     log.info("tunnel opened", tunnel=record.id, **fields)
 
 

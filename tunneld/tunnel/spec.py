@@ -41,6 +41,7 @@ class TunnelSpec:
     metered: int = 0  # bytes of earlier ones of them that count against the quota
     names: tuple[HostName, ...] = ()  # by which visitors reach it
     credential: str = ""  # of the requester
+    changed: frozenset[str] = frozenset()  # options that were changed after it was opened
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 
