@@ -28,9 +28,9 @@ HOT = {
     "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side servers tunnel visitor visitors waiting",
     "tunnel/ingress": "host ingress port proxy_header",
-    "backends": "egtp keyed mux_side parked queue tcp webmux",
+    "backends": "egtp keyed mux_side parked queue tcp webmux webmux_shared",
     "backends/ssh": "forwarded side",
-    "agent": "associations carriers end_visitor local source visitors",
+    "agent": "agent_carrier associations end_visitor local source visitors",
 }
 """Compiled modules by package: those with a cost per byte or per visitor. Code that mostly awaits gains nothing, but a
 subclass of a compiled class must be compiled, too.

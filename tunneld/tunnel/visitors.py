@@ -36,6 +36,8 @@ STOPPED = "the relay stopped"
 CUT_BY_RESTART = "its connection could not be kept across the restart"
 """Why a visitor left, and a one-shot tunnel closed."""
 
+log = structlog.get_logger("tunnel")
+
 MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
 """On Linux, where host names are: more follows, so this may wait for it."""
 
@@ -280,7 +282,6 @@ class RefusalLog:
         self.visitors = Counter({RefusalKind(kind): count for kind, count in counted.items()})
         self._tunnel = tunnel
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
         self._limiter = LogLimiter(REFUSAL_LOG_RATE)
 
     def visitor(self, peer: Peer, refusal: AdmissionRefusal) -> None:
@@ -298,4 +299,11 @@ class RefusalLog:
         else:
             self._events.unseen += 1
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
-            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
+            log.info(
+                "connection refused",
+                tunnel=self._tunnel,
+                side=side,
+                peer=format_peer(peer),
+                reason=reason,
+                left_out=left_out,
+            )
