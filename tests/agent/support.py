@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import trio
 
@@ -25,13 +26,16 @@ from tunneld.auth.handshakes import HandshakeSupervisor
 from tunneld.backends import BACKENDS
 from tunneld.backends.egtp_port import serve_nodes
 from tunneld.backends.egtp_relay import NodeRelay
+from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.backends.webmux_port import serve_carriers
+from tunneld.backends.webmux_shared import CarriedTunnel
 from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.engine.pump import Pump
+from tunneld.mux.carrier import Carrier
 from tunneld.net import sockets
 from tunneld.net.endpoint import Target
 from tunneld.net.listeners import ReloadableListener
@@ -51,6 +55,17 @@ SECURE: ContextVar[Pki | None] = ContextVar("SECURE", default=None)
 """The certificate of relays that a test starts without one of their own; with it, agents use TLS."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+def carriers_of(tunnel: Tunnel) -> list[Carrier]:
+    """The relay's side of a tunnel's carriers, also of those that it shares."""
+    side = tunnel.server_side
+    assert isinstance(side, WebMuxServerSide)
+    return [one.carrier if isinstance(one, CarriedTunnel) else one for one in side.carriers if is_webmux(one)]
+
+
+def is_webmux(carrier: object) -> TypeGuard[Carrier | CarriedTunnel]:
+    return isinstance(carrier, Carrier | CarriedTunnel)
 
 
 @contextmanager

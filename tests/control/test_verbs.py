@@ -92,6 +92,7 @@ ABOUT_ALL = {
     "ban 192.0.2.7 60": ("not-allowed", "not-allowed", "ok", "not-allowed"),
     "unban 192.0.2.9": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # it is not banned
     "bans": ("not-allowed", "ok", "ok", "not-allowed"),
+    "credentials": ("not-allowed", "ok", "ok", "not-allowed"),
     "certificates": ("not-allowed", "ok", "ok", "not-allowed"),
     "renew blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
     "tryCertificate blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),

@@ -19,7 +19,8 @@ from tunneld import http
 from tunneld.acme.manager import CertificateManager
 from tunneld.auth.authenticator import Authenticator
 from tunneld.backends import BACKENDS
-from tunneld.config.schema import HttpSettings, Settings, TunnelSettings
+from tunneld.config.http import HttpSettings
+from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.service import TunnelService
 from tunneld.engine import new_engine
 from tunneld.net.listeners import ReloadableListener

@@ -4,7 +4,8 @@
     ├─ visitors                  without tasks, see visitors.py. They outlive tunnels: when the relay drains, the
     │                            visitors that it has already connected may finish
     ├─ slow dial ×N              only for visitors for whom the local server cannot be dialled without waiting
-    ├─ carriers ×N               of the open tunnel, and of former ones until their visitors finish: see carriers.py
+    ├─ source ×N                 of the open tunnel, and of former ones until their visitors finish: with webmux its
+    │                            part of the process's carriers, see carriers.py
     ├─ health checks             where they are configured: see health.py
     └─ (this task)               connected ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
                                     └─────────────────────────────────────────────────────────────────────────┘
@@ -163,7 +164,7 @@ class Exposure:
             login = relay.access.credential
             self._request = config.request.with_options(private=self._private.claim(login[0] if login else ""))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
-        self._context = AgentContext(engine, nursery, relay.access, reporter)
+        self._context = AgentContext(engine, nursery, relay.access, reporter, partial(relay.carriers, engine))
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
         self._opened_at: float | None = None  # when the tunnel was opened or found, in `trio.current_time`
         self._expires_at: float | None = None  # the end of the first tunnel's ttl, in `trio.current_time`

@@ -8,9 +8,10 @@ unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds find
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -28,6 +29,9 @@ from tunneld.errors import NoSuchTunnelError, RefusedError, TunneldError
 from tunneld.net.dial import resolve_relay
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.rates import LogLimiter
+
+if TYPE_CHECKING:
+    from tunneld.agent.carriers import RelayCarriers
 
 WEBMUX_SCHEMES = frozenset({"webmux", "webmuxs"})
 """Schemes of server URIs that carriers connect to."""
@@ -49,6 +53,7 @@ class AgentContext:
     nursery: trio.Nursery
     relay: RelayAccess
     reporter: Reporter
+    carriers: Callable[[], RelayCarriers] | None = None  # of all tunnels of the process at this relay
 
 
 class TunnelSession:
@@ -280,9 +285,10 @@ async def _new_source(
     """Make the source of connections for a server URI. Raises `RelayUnreachableError`, `UsageError`."""
     engine, nursery, relay = context.engine, context.nursery, context.relay
     if server.scheme in WEBMUX_SCHEMES:
-        from tunneld.agent.carriers import Carriers  # noqa: PLC0415  # on systems that have carriers
+        from tunneld.agent.carriers import CarrierSource  # noqa: PLC0415  # on systems that have carriers
 
-        return Carriers(engine, relay, server, events, nursery, keep_header=request.keep_header)
+        assert context.carriers is not None
+        return CarrierSource(context.carriers(), server, events, nursery, keep_header=request.keep_header)
     if server.scheme == "egtp":
         from tunneld.agent.associations import Associations  # noqa: PLC0415  # on systems that have carriers
 

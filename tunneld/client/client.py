@@ -125,6 +125,11 @@ class Client:
         return self.features.get("carriers") == "here"
 
     @property
+    def shares_carriers(self) -> bool:
+        """Whether the relay takes several tunnels on one carrier."""
+        return self.features.get("tunnels") == "shared"
+
+    @property
     def timeout(self) -> float:
         """Seconds to wait for each answer. Can be set."""
         return self._exchange.timeout

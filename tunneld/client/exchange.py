@@ -232,8 +232,10 @@ class ControlExchange:
                 continue
             self._reading = True
             try:
-                while not done() and self._may_read(watching):
+                while self._may_read(watching):
                     self._dispatch(await self._read())
+                    if done():
+                        break
             finally:
                 self._reading = False
                 self._hand_over()

@@ -13,6 +13,7 @@ from functools import partial
 
 from tunneld.backends import BACKENDS
 from tunneld.control.bans import ban, kick, list_bans, set_limits, unban
+from tunneld.control.credentials import list_credentials
 from tunneld.control.notes import Noted, note
 from tunneld.control.verbs import (
     DaemonControl,
@@ -264,6 +265,14 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
             noted=Noted.RELAY,
+        ),
+        Command(
+            "credentials",
+            "",
+            "list the credentials, their limits, and how many tunnels each has open",
+            list_credentials,
+            changes=False,
+            role=Role.ADMIN,
         ),
         Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
         Command(

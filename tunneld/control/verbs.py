@@ -6,7 +6,7 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -22,6 +22,7 @@ from tunneld.directory.sharing import find_site
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
+from tunneld.policy.admission import RefusalKind
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
 from tunneld.sites.site import PortOrders
@@ -326,9 +327,16 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "parked": tunnel.parked,
         "served": tunnel.served,
         "refused": tunnel.refusals.total(),
+        "refusals": _by_kind(tunnel.refusals),
         "up": up,
         "down": down,
     }
+
+
+def _by_kind(refusals: Mapping[RefusalKind, int]) -> str | None:
+    """`rate:12,address:3`, the most frequent kind first; None if there are none."""
+    counted = sorted(((number, kind.value) for kind, number in refusals.items() if number), reverse=True)
+    return ",".join(f"{kind}:{number}" for number, kind in counted) or None
 
 
 def _certificate_problem(tunnel: Tunnel) -> str:

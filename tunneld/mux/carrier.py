@@ -28,8 +28,18 @@ from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
-from tunneld.wire.webmux import events
-from tunneld.wire.webmux.events import Finished
+from tunneld.wire.webmux.events import (
+    Accepted,
+    Broken,
+    CreditAdded,
+    EndpointDefined,
+    Event,
+    Finished,
+    MssSet,
+    Opened,
+    Reset,
+    SessionRefused,
+)
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
@@ -283,29 +293,30 @@ class Carrier:
         if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 
-    def _on_codec_event(self, event: events.Event) -> None:
-        """Act on any event but data and FIN."""
+    def _on_codec_event(self, event: Event) -> None:
+        """Act on any event but data and FIN; those that every visitor causes come first."""
         match event:
-            case events.Opened(sid, protocol) if protocol == PING_PROTOCOL:
-                self.mux.reset(sid)
-            case events.Opened(sid, protocol):
-                self.owner.on_opened(self._add(sid), protocol)
-            case events.Accepted(sid) | events.SessionRefused(sid) | events.Broken(sid) if sid == self._ping.sid:
-                self._on_ping_answered(event)
-            case events.Accepted():
-                self.owner.on_capacity()
-            case events.EndpointDefined(_, uri):
-                self.owner.on_endpoint(uri)
-            case events.MssSet(mss):
-                self.max_fragment = mss or NO_MSS
-            case events.CreditAdded(sid):
+            case CreditAdded(sid):
                 channel = self.channels.get(sid)
                 if channel is not None and not self.turns.waits(channel):
                     channel.notify_writable()
-            case events.SessionRefused(sid, _, reason) | events.Reset(sid, _, reason) | events.Broken(sid, reason):
-                if channel := self.channels.get(sid):
-                    self._remove(channel)
-                    channel.notify_reset(reason or "closed by the peer")
+            case Accepted(sid) if sid != self._ping.sid:
+                self.owner.on_capacity()
+            case Opened(sid, protocol):
+                if protocol == PING_PROTOCOL:
+                    self.mux.reset(sid)
+                else:
+                    self.owner.on_opened(self._add(sid), protocol)
+            case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
+                self._on_ping_answered(event)
+            case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
+                if lost := self.channels.get(sid):
+                    self._remove(lost)
+                    lost.notify_reset(reason or "closed by the peer")
+            case EndpointDefined(_, uri):
+                self.owner.on_endpoint(uri)
+            case MssSet(mss):
+                self.max_fragment = mss or NO_MSS
 
     def _on_finished(self, sid: int) -> None:
         if channel := self.channels.get(sid):
@@ -313,11 +324,11 @@ class Carrier:
                 self._remove(channel)  # first: the codec has forgotten the session, whatever the handler does
             channel.feed_eof()
 
-    def _on_ping_answered(self, event: events.Event) -> None:
+    def _on_ping_answered(self, event: Event) -> None:
         """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
-        if self._ping.finish(accepted=isinstance(event, events.Accepted)):
+        if self._ping.finish(accepted=isinstance(event, Accepted)):
             self.send_ping()
-        elif not isinstance(event, events.Broken):
+        elif not isinstance(event, Broken):
             self.owner.on_pong()
 
     def _add(self, sid: int) -> Channel:
@@ -333,7 +344,7 @@ class Carrier:
         channel.release_window()
         if channel.sid & 1 == self._parity:
             self._opened -= 1
-        self.owner.on_capacity()
+        self.owner.on_over(channel)
 
     def _close(self, reason: str) -> None:
         if self.over:

@@ -38,6 +38,8 @@ from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitors import CUT_BY_RESTART, STOPPED, RefusalLog, VisitorRelays
 from tunneld.tunnel.waiting import WaitingVisitors
 
+log = structlog.get_logger("tunnel")
+
 
 class Phase(Enum):
     """What a tunnel is doing."""
@@ -82,7 +84,6 @@ class Tunnel:
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=spec.id)
         self._snapshot = snapshot
         self._exported = False
         self._scope = trio.CancelScope()
@@ -236,7 +237,8 @@ class Tunnel:
         self._close_ingresses()
         self.server_side.close()
         self._events.publish("draining", id=self.id, visitors=len(self.visitors))
-        self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": reason} if reason else {}))
+        more = {"reason": reason} if reason else {}
+        log.info("tunnel draining", tunnel=self.id, visitors=len(self.visitors), **more)
         if not self.visitors:
             self.close("drained")
 
@@ -283,7 +285,7 @@ class Tunnel:
 
     def fail(self, error: Exception) -> None:
         """Log a bug in one of this tunnel's callbacks and close this tunnel alone."""
-        self._log.error("tunnel failed", exc_info=error)
+        log.error("tunnel failed", tunnel=self.id, exc_info=error)
         self.close("internal error")
 
     async def wait_closed(self) -> None:
@@ -334,7 +336,7 @@ class Tunnel:
             ingress.close()
 
     def _enter(self, phase: Phase) -> None:
-        self._log.debug("phase", was=self._phase.value, now=phase.value)
+        log.debug("phase", tunnel=self.id, was=self._phase.value, now=phase.value)
         self._phase = phase
 
     def _stop(self) -> None:
@@ -351,5 +353,13 @@ class Tunnel:
         up, down = self.octets
         self._events.publish("closed", id=self.id, reason=self.reason, visitors=self.served, up=up, down=down)
         refused = self.refusals.total()
-        self._log.info("tunnel closed", reason=self.reason, visitors=self.served, refused=refused, up=up, down=down)
+        log.info(
+            "tunnel closed",
+            tunnel=self.id,
+            reason=self.reason,
+            visitors=self.served,
+            refused=refused,
+            up=up,
+            down=down,
+        )
         self._closed.set()

@@ -11,9 +11,10 @@ the tunnel's `EffectiveLimits`. Refusals are counted, published as events, and l
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -34,6 +35,11 @@ STOPPED = "the relay stopped"
 
 CUT_BY_RESTART = "its connection could not be kept across the restart"
 """Why a visitor left, and a one-shot tunnel closed."""
+
+log = structlog.get_logger("tunnel")
+
+MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
+"""On Linux, where host names are: more follows, so this may wait for it."""
 
 
 class VisitorEvents(Protocol):
@@ -126,8 +132,12 @@ class VisitorRelays:
         limits, end, peer = self._limits, visitor.end, visitor.peer
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
+            header = limits.proxy_header(peer, visitor.reached or visitor.ask_reached())
             try:
-                server.send(limits.proxy_header(peer, visitor.reached or visitor.ask_reached()))
+                if visitor.host is not None and isinstance(far := server.end, socket.socket):
+                    far.send(header, MSG_MORE)  # one packet with what the visitor has sent: it has its name from that
+                else:
+                    server.send(header)
             except OSError:
                 server.close()
                 return False
@@ -272,7 +282,6 @@ class RefusalLog:
         self.visitors = Counter({RefusalKind(kind): count for kind, count in counted.items()})
         self._tunnel = tunnel
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
         self._limiter = LogLimiter(REFUSAL_LOG_RATE)
 
     def visitor(self, peer: Peer, refusal: AdmissionRefusal) -> None:
@@ -290,4 +299,11 @@ class RefusalLog:
         else:
             self._events.unseen += 1
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
-            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
+            log.info(
+                "connection refused",
+                tunnel=self._tunnel,
+                side=side,
+                peer=format_peer(peer),
+                reason=reason,
+                left_out=left_out,
+            )
