@@ -20,7 +20,8 @@ HOT = {
     "wire": "chunked http1 proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport portable"
-        " pump relay scheduler socket_end socket_flow stream_end tapped throttle timers tls_end tls_over_end vanished"
+        " pump relay scheduler socket_end socket_flow socket_to_end stream_end tapped throttle timers tls_end"
+        " tls_over_end vanished"
     ),
     "mux": "carrier channel channel_table connection heartbeat limits ping send_buffer turns webmux_channel window",
     "egtp": "attachment carrier channel link output",

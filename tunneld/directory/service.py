@@ -278,6 +278,8 @@ class TunnelService:
     async def drain(self) -> None:
         """Accept nothing new and wait until the last relay has ended."""
         self.draining = True
+        if self.names is not None:
+            self.names.on_draining()
         for tunnel in self.tunnels():
             tunnel.drain()
         for tunnel in self.tunnels():

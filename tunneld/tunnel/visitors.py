@@ -11,9 +11,10 @@ the tunnel's `EffectiveLimits`. Refusals are counted, published as events, and l
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -36,6 +37,9 @@ CUT_BY_RESTART = "its connection could not be kept across the restart"
 """Why a visitor left, and a one-shot tunnel closed."""
 
 log = structlog.get_logger("tunnel")
+
+MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
+"""On Linux, where host names are: more follows, so this may wait for it."""
 
 
 class VisitorEvents(Protocol):
@@ -128,8 +132,12 @@ class VisitorRelays:
         limits, end, peer = self._limits, visitor.end, visitor.peer
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
+            header = limits.proxy_header(peer, visitor.reached or visitor.ask_reached())
             try:
-                server.send(limits.proxy_header(peer, visitor.reached or visitor.ask_reached()))
+                if visitor.host is not None and isinstance(far := server.end, socket.socket):
+                    far.send(header, MSG_MORE)  # one packet with what the visitor has sent: it has its name from that
+                else:
+                    server.send(header)
             except OSError:
                 server.close()
                 return False
