@@ -50,6 +50,7 @@ class HiddenServers:
             tenant=spec.tenant,
             shared=spec.options.share,
             node=spec.options.node,
+            holder=spec.holder,
             snapshot=snapshot.server if snapshot is not None else None,
             takeover=takeover,
         )
