@@ -22,7 +22,10 @@ HOT = {
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport portable"
         " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end tls_over_end vanished"
     ),
-    "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
+    "mux": (
+        "carrier channel connection end_connection heartbeat limits ping send_buffer transport turns webmux_channel"
+        " window"
+    ),
     "egtp": "carrier channel link output",
     "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side servers tunnel visitor visitors waiting",

@@ -31,6 +31,7 @@ from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import NoSuchTunnelError
 from tunneld.mux.carrier import Carrier
+from tunneld.mux.connection import Connection
 from tunneld.net import dial, sockets
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.listeners import ReloadableListener
@@ -253,11 +254,17 @@ def not_reading(tunnel: Tunnel) -> Iterator[None]:
     side = tunnel.server_side
     assert isinstance(side, WebMuxServerSide)
     carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
-    for carrier in carriers:
-        carrier.pump.detach(carrier._fd, carrier)
+    connections = [carrier._connection for carrier in carriers]
+    pairs = [
+        (one.connection.fileno(), carrier)
+        for one, carrier in zip(connections, carriers, strict=True)
+        if isinstance(one, Connection)
+    ]
+    for descriptor, carrier in pairs:
+        carrier.pump.detach(descriptor, carrier)
     yield
-    for carrier in carriers:
-        carrier.pump.attach(carrier._fd, carrier)
+    for descriptor, carrier in pairs:
+        carrier.pump.attach(descriptor, carrier)
 
 
 @pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)
