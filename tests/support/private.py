@@ -61,7 +61,11 @@ async def privately_exposed(
     """An agent of `owner` that runs for the length of the block; the tunnel is open at its start."""
     config = ExposureConfig(
         target,
-        TunnelRequest({"name": name, **options}, backend=BACKEND.get()),
+        TunnelRequest(
+            {"name": name, **options},
+            backend=BACKEND.get(),
+            identity=NAMES[owner] if BACKEND.get() == "egtp" else None,
+        ),
         linger=PATIENCE,
         private=PrivateSettings(name, admit, keys / owner),
     )
@@ -110,6 +114,7 @@ class Visiting:
     """A port of bob's through which a private tunnel is reached."""
 
     address: tuple[str, int]
+    port: VisitPort
     sessions: VisitSessions
     reporter: RecordingReporter
     monitor: NetworkMonitor
@@ -137,8 +142,9 @@ async def visit_port(
                 engine, relay, visited, reporter, monitor, limits or VisitLimits(), on_over=on_over
             )
             await sessions.start()
-            nursery.start_soon(VisitPort(engine, sessions, visited, reporter, linger=PATIENCE).run, listener)
-            yield Visiting(listener.getsockname(), sessions, reporter, monitor)
+            port = VisitPort(engine, sessions, visited, reporter, linger=PATIENCE)
+            nursery.start_soon(port.run, listener)
+            yield Visiting(listener.getsockname(), port, sessions, reporter, monitor)
             nursery.cancel_scope.cancel()
 
 
