@@ -49,7 +49,7 @@ from tunneld.tls.one_time import OneTimeCode
 CANARY = b"do not read this "
 
 
-@pytest.fixture(params=["webmux", "tcp"])
+@pytest.fixture(params=["webmux", "tcp", "egtp"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with using_backend(request.param):
         yield request.param

@@ -200,6 +200,25 @@ async def _run_two_relays(port: int, end: trio.Event, begin: trio.Event, *, task
         await trio.sleep_forever()
 
 
+async def test_a_relay_that_is_away_for_a_minute_needs_no_action(
+    keys: Path, reporter: RecordingReporter, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    end, begin, port = trio.Event(), trio.Event(), unused_port()
+    await nursery.start(_run_two_relays, port, end, begin)
+    async with (
+        local_server(echo) as target,
+        privately_exposed(target, access_to(port), reporter, keys, "bob"),
+        visit_port(access_to(port), VisitLimits(wait=90.0)) as there,
+    ):
+        assert await ask(there, b"before") == b"before"
+        end.set()
+        await trio.sleep(60)
+        begin.set()
+        assert await ask(there, b"after") == b"after"
+        assert len(there.reporter.all("connected")) == 2
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_client_does_not_wait_forever(keys: Path, autojump_clock: MockClock) -> None:
     """The relay is away for a minute: attempts go on, with growing delays."""
     async with visit_port(access_to(unused_port()), VisitLimits(wait=5.0)) as there:

@@ -35,7 +35,7 @@ from tunneld.mux.channel import Channel
 PASSING = frozenset({LimitReachedError.code, NoSuchTunnelError.code})
 """Codes of refusals that pass by themselves: the host's agent is away for a moment, or has too many visitors."""
 RETRY_SPACING = 1.0
-"""Seconds between two attempts, at least, when new streams are wanted during a back-off."""
+"""Seconds between two attempts while streams wait: no longer, and no shorter when further ones come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,8 @@ class VisitSessions:
             self._reopen = self._reopen and _passes(error)
             self._notify()
             if self._wanted:
-                await self._back_off(backoff, str(error), backoff.next_delay())
+                delay = backoff.next_delay()
+                await self._back_off(backoff, str(error), min(delay, RETRY_SPACING) if self._waiting else delay)
 
     async def _back_off(self, backoff: Backoff, reason: str, delay: float) -> None:
         self._reporter.report("reconnecting", reason=reason, delay=round(delay, 1))

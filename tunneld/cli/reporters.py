@@ -148,7 +148,7 @@ SENTENCES = {
     "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
     "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
     "connected": "connected to {peer} ({id}), end-to-end: yes",
-    "idle": "no connection for {seconds:g} s: disconnected from {peer} until the next one",
+    "idle": "no connection for {seconds:g} s: the session with {peer} has ended",
     "broken": "the session with {peer} was broken on its way: {reason}",
     "left": "left {visitor} up={up} down={down}: {reason}",
     "resumed": "reconnected: tunnel {id} is still open",
