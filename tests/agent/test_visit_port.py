@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests.agent.support import (
     PATIENCE,
+    SECURE,
     RecordingReporter,
     RelayHere,
     access_to,
@@ -21,6 +22,7 @@ from tests.agent.support import (
     unused_port,
 )
 from tests.support.peers import is_dropped, read_all
+from tests.support.pki import Pki
 from tests.support.private import (
     ALICE,
     BOB,
@@ -322,11 +324,16 @@ async def test_a_code_is_good_for_one_session(relay: RelayHere, keys: Path, repo
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("secure", [False, True])
 async def test_a_session_that_was_tampered_with_ends_with_all_of_its_streams(
-    relay: RelayHere, keys: Path, reporter: RecordingReporter, direction: str
+    keys: Path, reporter: RecordingReporter, direction: str, secure: bool, tmp_path: Path
 ) -> None:
-    """Nothing is delivered twice or out of order, and both ends report it."""
+    """Nothing is delivered twice or out of order, and both ends report it. With TLS to the relay, it is not that which
+    finds it out: the session has left it.
+    """
+    SECURE.set(Pki.issue(tmp_path / "pki") if secure else None)
     async with (
+        relay_here() as relay,
         in_the_middle(relay) as middle,
         local_server(echo) as target,
         privately_exposed(target, relay.access, reporter, keys, "bob"),
@@ -336,6 +343,10 @@ async def test_a_session_that_was_tampered_with_ends_with_all_of_its_streams(
         for number, client in enumerate(clients):
             await client.send_all(b"first %d" % number)
             assert await client.receive_some() == b"first %d" % number
+        if secure:
+            (session,) = there.sessions._sessions
+            below = session._connection._end._below  # type: ignore[attr-defined]  # the TLS to the relay
+            assert (below._tls.sends_clear, below._tls.receives_clear) == (True, True)
         swap_records(middle, direction)
         got: dict[int, bytes] = {}
 
@@ -356,6 +367,9 @@ async def test_a_session_that_was_tampered_with_ends_with_all_of_its_streams(
                 nursery.start_soon(listen, number, client)
         for client in clients:
             await client.aclose()
+        for passed in (bytes(middle.up), bytes(middle.down)):
+            assert b"00001" not in passed
+            assert b"first" not in passed
         for received in got.values():
             assert received == b"".join(b"%05d" % count for count in range(len(received) // 5))
         if direction == "down":

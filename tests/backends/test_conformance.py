@@ -24,7 +24,7 @@ from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
 VARIANTS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "egtp", "ssh"]
-VARIANTS += ["tcp private", "webmux in TLS, private", "egtp private"]
+VARIANTS += ["tcp in TLS, private", "webmux in TLS, private", "egtp private"]
 PATIENCE = 60.0
 """Seconds of real time per test: some transfer a lot, and the machine may be busy."""
 VISITORS = 500

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.support import BACKEND, PATIENCE, RecordingReporter, RelayHere
+from tests.agent.support import BACKEND, PATIENCE, RecordingReporter, RelayHere, access_to
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import ExposureConfig, PrivateSettings
 from tunneld.agent.expose import Exposure, open_exposure
@@ -169,7 +169,7 @@ class Middle:
 
     @property
     def access(self) -> RelayAccess:
-        return RelayAccess(f"127.0.0.1:{self.port}", timeout=PATIENCE)
+        return access_to(self.port, self.relay.pki)
 
     async def serve(self, visitor: trio.SocketStream) -> None:
         relay = await trio.open_tcp_stream("127.0.0.1", self.relay.port)

@@ -35,6 +35,7 @@ class PrivateCarrier:
         """Owns `tls`, whose handshake is done. Raises OSError where it is closed already."""
         self.closed = trio.Event()
         self.reason = ""  # why it is closed
+        tls.leave_tls_below()
         self._connection = EndConnection(tls)
         self._pinged_at = math.nan  # until the answer
         self.carrier = Carrier(engine, self._connection, self, initiator=initiator, limits=LIMITS)

@@ -104,6 +104,7 @@ def _tls_end(engine: Engine, connection: TlsSocket, received: bytes) -> VisitorE
 
     assert isinstance(engine, Pump)
     end = TlsEnd(engine, connection)
+    end.may_leave = True
     end.unread(received)
     try:
         end.start()
