@@ -45,6 +45,8 @@ from tunneld.net.endpoint import Target
 from tunneld.policy.private import PrivateClaim, claimed_text
 from tunneld.tls.identity import Identity
 from tunneld.tls.one_time import OneTimeCode
+from tunneld.tunnel.ingress.private import VisitAnswers
+from tunneld.wire.preamble import LEAVE_TLS
 
 CANARY = b"do not read this "
 
@@ -493,3 +495,9 @@ async def test_another_key_cannot_have_the_address(relay: RelayHere, keys: Path,
 
 def test_the_address_of_an_identity() -> None:
     assert str(Private(Identity.from_seed(bytes(range(32))).id, "shell")) == "shell@oFCDfYUHBYLM9zlLCYiEfMMSy4g"
+
+
+def test_only_tls_that_ends_at_the_relay_may_be_left() -> None:
+    """Not that of a proxy in front of it, which would take the close_notify for the end."""
+    assert VisitAnswers(SHELL, may_leave=True).accepted == f"OK visiting {SHELL} {LEAVE_TLS}\n".encode()
+    assert VisitAnswers(SHELL, may_leave=False).accepted == f"OK visiting {SHELL}\n".encode()

@@ -31,11 +31,14 @@ LIMITS = CarrierLimits()
 class PrivateCarrier:
     """One end of a session. Implements `CarrierEvents`; a subclass adds what its side does."""
 
-    def __init__(self, engine: Pump, tls: TlsOverEnd, *, initiator: bool) -> None:
-        """Owns `tls`, whose handshake is done. Raises OSError where it is closed already."""
+    def __init__(self, engine: Pump, tls: TlsOverEnd, *, initiator: bool, leave_tls: bool) -> None:
+        """Owns `tls`, whose handshake is done. `leave_tls`: the connection to the relay goes on without a TLS of its
+        own. Raises OSError where `tls` is closed already.
+        """
         self.closed = trio.Event()
         self.reason = ""  # why it is closed
-        tls.leave_tls_below()
+        if leave_tls:
+            tls.leave_tls_below()
         self._connection = EndConnection(tls)
         self._pinged_at = math.nan  # until the answer
         self.carrier = Carrier(engine, self._connection, self, initiator=initiator, limits=LIMITS)

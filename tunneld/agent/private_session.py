@@ -40,7 +40,7 @@ class PrivateSession(PrivateCarrier):
         self._events = events
         self._keep_header = keep_header
         self._retired = False
-        super().__init__(engine, tls, initiator=False)
+        super().__init__(engine, tls, initiator=False, leave_tls=True)
 
     def retire(self) -> None:
         """Take no more streams, and end with the last one."""

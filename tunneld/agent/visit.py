@@ -40,7 +40,7 @@ from tunneld.net.node_id import NodeId
 from tunneld.tls.connection import TlsSocket
 from tunneld.tls.identity import Identity, node_id
 from tunneld.tls.one_time import OneTimeCode
-from tunneld.wire.preamble import CERTIFICATE, MAX_MESSAGE, encode_certificate, parse_preamble
+from tunneld.wire.preamble import CERTIFICATE, LEAVE_TLS, MAX_MESSAGE, encode_certificate, parse_preamble
 
 PAIRING_WAIT = 30.0
 """Seconds for the relay to get a connection to the host, beyond those for any answer (tunnels.pairing_timeout)."""
@@ -79,7 +79,7 @@ async def open_session(engine: Engine, relay: RelayAccess, tunnel: VisitedTunnel
     """
     if not isinstance(engine, Pump):
         raise UsageError("private tunnels need epoll, which this system does not have")
-    connection, received, _text = await relay.visit(tunnel.asked_for, PAIRING_WAIT)
+    connection, received, answer = await relay.visit(tunnel.asked_for, PAIRING_WAIT)
     end = TlsEnd(engine, connection if isinstance(connection, TlsSocket) else PlainTransport(connection))
     end.unread(received)
     try:
@@ -100,7 +100,7 @@ async def open_session(engine: Engine, relay: RelayAccess, tunnel: VisitedTunnel
     if visit.result is None:
         raise visit.error
     try:
-        return VisitSession(engine, visit.result, address)
+        return VisitSession(engine, visit.result, address, leave_tls=answer.endswith(f" {LEAVE_TLS}"))
     except OSError as error:
         raise RelayUnreachableError(f"the connection to {tunnel.title} was lost: {reason_of(error)}") from None
 

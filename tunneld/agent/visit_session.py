@@ -25,8 +25,10 @@ def _ignore(_session: VisitSession) -> None:
 class VisitSession(PrivateCarrier):
     """One session. `open` gives streams; the caller closes it."""
 
-    def __init__(self, engine: Engine, tls: TlsOverEnd, address: Any) -> None:
-        """`address` is that of this machine in the connection to the relay. Raises OSError where `tls` is closed."""
+    def __init__(self, engine: Engine, tls: TlsOverEnd, address: Any, *, leave_tls: bool) -> None:
+        """`address` is that of this machine in the connection to the relay. For `leave_tls` see `PrivateCarrier`.
+        Raises OSError where `tls` is closed.
+        """
         assert isinstance(engine, Pump)
         self.on_change: Callable[[VisitSession], None] = _ignore
         """Called when it has room again, has become idle, or is closed."""
@@ -38,7 +40,7 @@ class VisitSession(PrivateCarrier):
         self._address_lost = False  # this machine no longer has it
         self._retired = False  # the host takes no more streams
         self._settled = trio.Event()
-        super().__init__(engine, tls, initiator=True)
+        super().__init__(engine, tls, initiator=True, leave_tls=leave_tls)
 
     @property
     def usable(self) -> bool:
