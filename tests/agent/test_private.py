@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.support import RecordingReporter
+from tests.agent.support import PATIENCE, RecordingReporter
 from tests.engine.bench import open_descriptors, stream, tcp_pair
 from tests.support.private import ALICE, BOB, CAROL, make_home
 from tunneld.agent.config import PrivateSettings
@@ -151,8 +151,9 @@ class Streams:
             await self.flush()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self.receive()
+        with trio.fail_after(PATIENCE):
+            while not condition():
+                await self.receive()
 
 
 async def test_each_stream_of_the_admitted_one_is_a_visitor(host: Host) -> None:
