@@ -42,6 +42,8 @@ from tunneld.tls.one_time import OneTimeCode
 LOOPBACK = "127.0.0.1"
 CHUNK = 65536
 """Bytes read from a file at a time."""
+HANGUP_TIMEOUT = 1.0
+"""Seconds for a visit to end after SIGHUP: some round trips. The other end would report a broken connection."""
 BACKLOG = 128
 """Clients that may wait to be accepted."""
 
@@ -138,21 +140,30 @@ async def _visit_on_stdio(options: argparse.Namespace, tunnel: VisitedTunnel) ->
         result.append(end)
         ended.set()
 
-    async with trio.open_nursery() as nursery:
-        engine = new_engine(poll_timeout=POLL_TIMEOUT)
-        await nursery.start(engine.run)
-        session = await open_session(engine, access(options), tunnel)
-        if not options.quiet:
-            complain(printable(f"tunnel: {tunnel.title} ({tunnel.host}), end-to-end: yes"))
-        stream = StandardStream()
-        channel = session.open()
-        engine.join(StreamEnd(channel.engine, stream), channel, linger=options.linger, on_end=on_end)
-        await ended.wait()
-        await stream.closed.wait()  # what the relay has delivered may still be on its way to standard output
-        await session.finish()
-        nursery.cancel_scope.cancel()
-    if result[0].error is not None:
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after_hangup, hangups, nursery.cancel_scope)
+            engine = new_engine(poll_timeout=POLL_TIMEOUT)
+            await nursery.start(engine.run)
+            session = await open_session(engine, access(options), tunnel)
+            if not options.quiet:
+                complain(printable(f"tunnel: {tunnel.title} ({tunnel.host}), end-to-end: yes"))
+            stream = StandardStream()
+            channel = session.open()
+            engine.join(StreamEnd(channel.engine, stream), channel, linger=options.linger, on_end=on_end)
+            await ended.wait()
+            await stream.closed.wait()  # what the relay has delivered may still be on its way to standard output
+            await session.finish()
+            nursery.cancel_scope.cancel()
+    if result and result[0].error is not None:
         raise RelayUnreachableError(f"the visit to {tunnel.title} was cut: {result[0]}")
+
+
+async def _cancel_after_hangup(hangups: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """Ssh sends SIGHUP when it has ended, and waits: both directions are about to end by themselves."""
+    async for _ in hangups:
+        await trio.sleep(HANGUP_TIMEOUT)
+        scope.cancel()
 
 
 class StandardStream(trio.abc.HalfCloseableStream):
