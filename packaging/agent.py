@@ -15,7 +15,7 @@ import zipapp
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "tunneld"
-PURE = ("trio", "attrs", "idna", "outcome", "sniffio", "sortedcontainers")
+PURE = ("trio", "attrs", "idna", "outcome", "sniffio", "sortedcontainers", "h11")
 """Packages of the index that the agent imports, each in pure Python."""
 RELAY_ONLY = ("acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel")
 """Our packages that the agent does not import; tests/house/test_imports.py holds it to that."""

@@ -23,6 +23,8 @@ print("\\n" + json.dumps(sorted(set(sys.modules) - before)))
 
 TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna", "exceptiongroup"}
 """Trio and what it needs."""
+INSPECTOR = {"h11"}
+"""What `--inspect` needs beside."""
 SERVER = {"acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel"}
 """Packages of which an agent needs nothing."""
 NO_SCHEMA = {"config", "config.places", "config.toml_file", "config.trust", "config.wording"}
@@ -33,7 +35,11 @@ UNREACHABLE = "127.0.0.1:1"
 
 def test_the_agent_as_a_single_file_has_what_an_agent_imports() -> None:
     file = runpy.run_path(str(Path(__file__).parents[2] / "packaging" / "agent.py"))
-    assert {"attr", "exceptiongroup", *file["PURE"]} == TRIO  # attrs has the module attr; the group is of Python 3.10
+    assert {
+        "attr",
+        "exceptiongroup",
+        *file["PURE"],
+    } == TRIO | INSPECTOR  # attrs has the module attr; the group is of Python 3.10
     assert set(file["RELAY_ONLY"]) == SERVER
 
 

@@ -17,6 +17,7 @@ from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.errors import UsageError
+from tunneld.inspector.settings import InspectSettings, inspect_settings
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
 
@@ -56,6 +57,7 @@ class ExposureConfig:
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
     private: PrivateSettings | None = None
+    inspect: InspectSettings | None = None
     proxy_header: bool = False  # with `https` or `private`: a PROXY header in front of the decrypted bytes
 
 
@@ -90,8 +92,29 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         values["drain_timeout"],
         https,
         private,
+        _inspect(values, spell, passes_tls=not ends_here and _passes_tls(values)),
         bool(values["proxy_protocol"] and ends_here),
     )
+
+
+def _passes_tls(values: Mapping[str, Any]) -> bool:
+    """Whether visitors speak TLS with the local server itself."""
+    return values["tls"] == "pass" or bool(values["scheme"] == "https" and not values["host"])
+
+
+def _inspect(values: Mapping[str, Any], spell: Callable[[str], str], *, passes_tls: bool) -> InspectSettings | None:
+    """Where the inspector is, or None. Raises `UsageError`."""
+    if values["inspect"] is None:
+        return None
+    here = spell("inspect")
+    if passes_tls:
+        raise UsageError(
+            f"{here} cannot read TLS between visitors and the local server: expose its plain HTTP port instead, and "
+            f"let TLS end at the relay ({spell('host')}) or here ({spell('https_here')})"
+        )
+    if find_spec("h11") is None:
+        raise UsageError(f"{here} needs the Python package h11, which is not installed")
+    return inspect_settings(values["inspect"], values["inspect_body"], values["inspect_memory"])
 
 
 def _private(

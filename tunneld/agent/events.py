@@ -1,6 +1,7 @@
 """What the agent reports about itself: events, and how each is limited.
 
     opened       the tunnel is open                                          address uri id
+    inspecting   the inspector listens; the link to its page                 url
     visitor      a visitor arrived, and the local server is dialled          visitor
     admitted     a visitor of a private tunnel has proved its key            visitor peer id
     connected    `tunnel visit` has a session with the host of the tunnel    peer id

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -22,6 +23,7 @@ from tunneld.agent import health
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Field, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
+from tunneld.engine.end import End
 from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.dial import check_not_refused
@@ -41,6 +43,16 @@ MAX_HELD = 1000
 """Failed connections that wait for that, at some 500 bytes each."""
 
 
+class VisitorTap(Protocol):
+    """A tap of one visitor's connection to the local server, see agent/inspection.py."""
+
+    def server_end(self, engine: Engine, server: socket.socket) -> End:
+        """The connected socket as an end with this tap. Raises OSError, and closes the socket then."""
+
+    def end(self) -> None:
+        """The connection has ended."""
+
+
 class LocalVisitors:
     """The visitors being served, and the counts of past ones."""
 
@@ -54,10 +66,11 @@ class LocalVisitors:
         linger: float,
         http: bool = False,
         on_left: Callable[[], None] = lambda: None,
+        new_tap: Callable[[str], VisitorTap | None] | None = None,
     ) -> None:
         """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
         if the local server cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor
-        has left.
+        has left. `new_tap` makes a tap for a visitor with this address, where the exposure is inspected.
         """
         self._on_left = on_left
         self.served = 0
@@ -68,6 +81,8 @@ class LocalVisitors:
         self._reporter = reporter
         self._linger = linger
         self._http = http
+        self._new_tap = new_tap
+        self._taps: dict[Relay, VisitorTap] = {}
         self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
@@ -127,6 +142,9 @@ class LocalVisitors:
             self._close(visitor, self._away_reason, answer_http=self._answer_http)
             self.count_failure(header, self._away_reason)
             return
+        if self._new_tap is not None:  # a tap takes connected sockets
+            self._nursery.start_soon(self._dial, visitor, header)
+            return
         try:
             server = self._local.dial_nowait()
             if self._http:
@@ -165,12 +183,26 @@ class LocalVisitors:
             visitor.close("the agent stopped")
             raise
         else:
-            self._join(visitor, server, header)
+            self._join_tapped(visitor, server, header)
         finally:
             self._dials -= 1
             self._notify_fewer()
 
-    def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+    def _join_tapped(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+        """Join, with a tap if this exposure is inspected."""
+        tap = None if self._new_tap is None else self._new_tap(visitor_address(header))
+        if tap is None:
+            self._join(visitor, server, header)
+            return
+        try:
+            end = tap.server_end(self._engine, server)
+        except OSError as error:
+            tap.end()
+            self._fail(visitor, header, error)
+        else:
+            self._taps[self._join(visitor, end, header)] = tap
+
+    def _join(self, visitor: VisitorConnection, server: socket.socket | End, header: bytes) -> Relay:
         if not self.served:
             self.first.set()
         self.served += 1
@@ -178,8 +210,11 @@ class LocalVisitors:
         self._relays[relay] = header
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
+        return relay
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
+        if self._taps and (tap := self._taps.pop(relay, None)) is not None:
+            tap.end()
         header, up, down = self._relays.pop(relay, None), relay.up, relay.down
         if header is None:  # dropped, and reported already
             return

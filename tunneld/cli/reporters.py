@@ -151,6 +151,7 @@ SENTENCES = {
     "idle": "no connection for {seconds:g} s: the session with {peer} has ended",
     "broken": "the session with {peer} was broken on its way: {reason}",
     "left": "left {visitor} up={up} down={down}: {reason}",
+    "inspecting": "inspector: {url}",
     "resumed": "reconnected: tunnel {id} is still open",
     "unhealthy": "the local server is unhealthy: {reason}",
     "healthy": "the local server is healthy again",
