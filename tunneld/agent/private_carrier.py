@@ -62,6 +62,9 @@ class PrivateCarrier:
     def on_capacity(self) -> None:
         """See `CarrierEvents.on_capacity`."""
 
+    def on_over(self, channel: Channel) -> None:
+        """See `CarrierEvents.on_over`."""
+
     def on_pong(self) -> None:
         """The first one tells how long the path is, which windows need to know: they shall be as large, no larger."""
         if not math.isnan(self._pinged_at):

@@ -47,7 +47,7 @@ class PrivateSession(PrivateCarrier):
         if not self._retired:
             self._retired = True
             self.carrier.define_endpoint(RETIRED)
-            self.on_capacity()
+            self._end_if_unused()
 
     def close(self, reason: str) -> None:
         """End it with all of its streams."""
@@ -70,8 +70,12 @@ class PrivateSession(PrivateCarrier):
             channel.unread(self._header)
         self._events.on_visitor(TlsVisitor(channel), self._header)
 
-    def on_capacity(self) -> None:
-        """A stream has ended. A retired session closes once the visitor has read everything of the last one."""
+    def on_over(self, channel: Channel) -> None:
+        """A stream has ended."""
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        """A retired session closes once the visitor has read everything of the last stream."""
         if self._retired and not self.carrier.channels and not self.carrier.over:
             self.carrier.request_ack()
 

@@ -94,6 +94,10 @@ class VisitSession(PrivateCarrier):
         self.on_change(self)
 
     def on_capacity(self) -> None:
+        """The host has answered a stream."""
+        self.on_change(self)
+
+    def on_over(self, channel: Channel) -> None:
         """A stream has ended."""
         self.on_change(self)
 

@@ -9,33 +9,9 @@ from enum import Enum
 
 from tunneld.cli.common import printable
 from tunneld.policy.units import format_duration, format_size
+from tunneld.wire.records import is_count, typed
 
 Record = Mapping[str, str]
-
-PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "strangers", "strangers_refused", "uptime"})
-TRAFFIC = frozenset(
-    {
-        "bandwidth",
-        "down",
-        "max_per_source",
-        "max_visitors",
-        "parked",
-        "quota",
-        "refused",
-        "served",
-        "up",
-        "visitors",
-        "waiting",
-    }
-)
-PORTS = frozenset({"client_port", "server_port"})
-CERTIFICATE = frozenset({"expires", "failures", "renews"})
-INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | CERTIFICATE | {"age", "count", "left", "opened", "reservations", "tunnels"}
-"""Keys with values that are integers in JSON."""
-BOOLEAN_KEYS = frozenset({"persist", "needs_restart", "failed"})
-MAX_DIGITS = 20
-"""Digits of a 64-bit number: a relay counts bytes with no more."""
-BOOLEANS = {"yes": True, "no": False}
 
 
 class Form(Enum):
@@ -79,7 +55,13 @@ SHORT = (
     *(TableColumn(key) for key in ("id", "name", "client", "owner", "phase")),
     *(TableColumn(key, right=True) for key in ("visitors", "waiting", "refused", "up", "down", "age")),
 )
-VISITORS = (TableColumn("visitor"), TableColumn("up", right=True), TableColumn("down", right=True))
+VISITORS = (
+    TableColumn("visitor"),
+    *(TableColumn(key, right=True) for key in ("up", "down", "age")),
+    *(TableColumn(key) for key in ("host", "credential")),
+)
+OF_SOME_VISITORS = ("host", "credential")
+"""Columns that are left out for people where no visitor has such a fact."""
 RESERVATIONS = (
     *(TableColumn(key) for key in ("name", "owner", "backend", "address")),
     TableColumn("server_port", right=True),
@@ -97,7 +79,8 @@ CERTIFICATES = (
     *(TableColumn(key) for key in ("owner", "failure")),
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
-CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
+CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart", "applies"))
+SHORT_CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "applies"))
 
 
 def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
@@ -107,6 +90,12 @@ def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
     if len(owners) < MIN_OWNERS:
         empty.add("owner")
     return [column for column in SHORT if column.key not in empty]
+
+
+def visitor_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
+    """The columns for visitors, for people: without columns that tell nothing."""
+    present = {key for record in records for key in record}
+    return [column for column in VISITORS if column.key in present or column.key not in OF_SOME_VISITORS]
 
 
 def table(records: Sequence[Record], columns: Sequence[TableColumn], form: Form) -> str:
@@ -133,8 +122,7 @@ def facts(record: Record, form: Form) -> str:
 
 def json_lines(records: Iterable[Mapping[str, object]]) -> str:
     """Format one JSON object per line, with integers and booleans for the keys that have such values."""
-    objects = ({key: _typed(key, value) for key, value in record.items()} for record in records)
-    return "".join(json_line(each) for each in objects)
+    return "".join(json_line({key: _typed(key, value) for key, value in record.items()}) for record in records)
 
 
 def json_line(record: Mapping[str, object]) -> str:
@@ -150,17 +138,8 @@ def for_people(key: str, value: str) -> str:
     return FORMATTERS[key](int(value)) if key in FORMATTERS and is_count(value) else printable(value)
 
 
-def is_count(value: str) -> bool:
-    """Whether a value is a count of at most `MAX_DIGITS` digits. Python refuses to read numbers of any length."""
-    return value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS
-
-
 def _typed(key: str, value: object) -> object:
-    if key in INTEGER_KEYS and isinstance(value, str) and is_count(value):
-        return int(value)
-    if key in BOOLEAN_KEYS and isinstance(value, str):
-        return BOOLEANS.get(value, value)
-    return value
+    return typed(key, value) if isinstance(value, str) else value
 
 
 def _fields(values: Iterable[str]) -> str:

@@ -6,8 +6,10 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
+
+import trio
 
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
@@ -17,9 +19,11 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
+from tunneld.egtp.passing import PassingService
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
+from tunneld.policy.admission import RefusalKind
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
 from tunneld.sites.site import PortOrders
@@ -36,6 +40,9 @@ class CertificateOrders(PortOrders, Protocol):
 
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""
+
+    def problems(self) -> Sequence[str]:
+        """Which host names have no valid certificate, in a few words each."""
 
     async def renew(self, name: str) -> object:
         """Order a new certificate now. Raises `CertificateError` or `UsageError`."""
@@ -57,6 +64,10 @@ class DaemonControl(Protocol):
 
     def status(self) -> Item:
         """The item of `status`."""
+
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; None on a system that has no such nodes."""
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
@@ -109,9 +120,17 @@ async def list_tunnels(daemon: DaemonControl, _request: ControlRequest, caller: 
 async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
     tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
+    now = trio.current_time()
     visitors: list[Item] = [
-        {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
-        for relay, peer in tunnel.visitors.relays.items()
+        {
+            "visitor": format_peer(visitor.peer),
+            "host": str(visitor.host) if visitor.host is not None else None,
+            "credential": visitor.credential,
+            "age": int(now - visitor.since),
+            "up": relay.up,
+            "down": relay.down,
+        }
+        for relay, visitor in tunnel.visitors.relays.items()
     ]
     return Reply(text=count(len(visitors), "visitor"), items=[description_for(caller)(tunnel), *visitors])
 
@@ -180,24 +199,6 @@ async def share_tunnel(daemon: DaemonControl, request: ControlRequest, caller: R
         raise UsageError(f"{word!r} is {error}; usage: share NAME|URI|ID SECONDS|revoke") from None
     except OSError as error:
         raise ShortageError(f"could not store the state of shared links: {reason_of(error)}") from None
-
-
-async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
-    grant = caller.known_grant
-    tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
-    daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
-    return Reply(stream=_stream(daemon, tunnel, caller))
-
-
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Sequence[Item], None]:
-    """The events, in groups. It ends when the credential of the caller is revoked."""
-    events = daemon.service.events
-    events.check_limit(caller.known_grant, daemon.settings.control.max_watchers)  # others may have come before
-    async with events.watch(daemon.settings.daemon.watch_backlog, lambda: caller.grant_now, tunnel) as watcher:
-        yield [{"event": "watching", "id": tunnel or "all"}]
-        async for group in watcher:
-            yield group
 
 
 async def status(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
@@ -331,9 +332,16 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "parked": tunnel.parked,
         "served": tunnel.served,
         "refused": tunnel.refusals.total(),
+        "refusals": _by_kind(tunnel.refusals),
         "up": up,
         "down": down,
     }
+
+
+def _by_kind(refusals: Mapping[RefusalKind, int]) -> str | None:
+    """`rate:12,address:3`, the most frequent kind first; None if there are none."""
+    counted = sorted(((number, kind.value) for kind, number in refusals.items() if number), reverse=True)
+    return ",".join(f"{kind}:{number}" for number, kind in counted) or None
 
 
 def _certificate_problem(tunnel: Tunnel) -> str:

@@ -4,7 +4,7 @@
     GET POST /tristero/servlet/tunnel       ?method=openTunnel, ?method=getTunnelAddress&uri=...          servlet.py
     GET POST /api/v1/VERB                   JSON; watch as a stream of lines                              api.py
     GET      /healthz  /readyz              for supervisors                                               app.py
-    GET      /metrics                       for Prometheus                                                metrics.py
+    GET      /metrics                       for Prometheus                                                metrics.py, tunnel_metrics.py
     GET      /                              this table as plain text                                      app.py
 
 A request passes these modules, outermost first:

@@ -48,6 +48,9 @@ class TlsSocket(TlsSession):
 
     __slots__ = ("_unsent", "connection", "receives_clear", "sends_clear")
 
+    takes_pipes = False
+    """Every byte is encrypted in this process."""
+
     def __init__(
         self,
         connection: socket.socket,

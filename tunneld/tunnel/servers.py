@@ -51,6 +51,7 @@ class HiddenServers:
             shared=spec.options.share,
             private=spec.options.private is not None,
             node=spec.options.node,
+            holder=spec.holder,
             snapshot=snapshot.server if snapshot is not None else None,
             takeover=takeover,
         )
@@ -76,8 +77,12 @@ class HiddenServers:
         self._tunnel.on_attached()
         if self._events.watched:
             self._events.publish("attached", id=self._tunnel.id, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
 
     def _on_detached(self, peer: Peer) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self._tunnel.id, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         self._tunnel.on_visitor_left("the server connection closed before a visitor arrived")

@@ -58,6 +58,15 @@ class Visitor:
         reached: Peer = local_address(self.connection)
         return reached
 
+    def find_reached(self) -> Peer | None:
+        """The address that it connected to, where that can be found out."""
+        if self.reached is not None or isinstance(self.end, BufferedEnd):
+            return self.reached
+        try:
+            return self.ask_reached()
+        except OSError:  # it has left
+            return None
+
     @property
     def has_left(self) -> bool:
         """Whether it is known to have left; the end of a connection tells only when it is used."""
@@ -112,6 +121,17 @@ class Visitor:
                 on_left(error)
 
         return engine.watch(end, on_event, on_failure)
+
+
+@dataclass(slots=True, eq=False)
+class RelayedVisitor:
+    """What is kept of a visitor while it is relayed."""
+
+    peer: Peer
+    since: float  # when it was joined to a server connection, by Trio's clock
+    reached: Peer | None = None  # as in `Visitor`
+    host: HostName | None = None
+    credential: str | None = None
 
 
 class _EndWatch:

@@ -65,6 +65,10 @@ class RelayEntry(_Entry):
     down: FlowEntry
     linger: float
     time_left: float | None  # seconds until the linger timeout, if it runs
+    age: float = 0.0  # earlier versions do not write this and what follows
+    reached: Peer | None = None
+    host: str | None = None
+    credential: str | None = None
 
 
 class WaitingEntry(_Entry):
@@ -110,6 +114,7 @@ class TunnelEntry(_Entry):
     requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
     uid: str = ""
     generation: int = 1
+    changed: tuple[str, ...] = ()
     draining: bool
     counters: TunnelCounters
     ingresses: Annotated[tuple[IngressEntry, ...], Field(min_length=1)]
