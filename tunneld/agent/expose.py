@@ -195,6 +195,8 @@ class Exposure:
                 finally:
                     self._serving = False
             if self._shutdown.drain_timeout is not None:
+                if self._private is not None:
+                    self._private.retire()
                 await self._shutdown.drain(self.session)
         if self._bug:
             raise self._bug
@@ -242,6 +244,8 @@ class Exposure:
         session, self.session = self.session, None
         if session is not None:
             await self._shutdown.close(session)
+        if self._private is not None:
+            self._private.close()
 
     def retry_now(self) -> None:
         """End the delay before the next attempt."""
