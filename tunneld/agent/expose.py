@@ -24,7 +24,7 @@ import trio
 
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig, local_host
-from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.events import Activity, Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
 from tunneld.agent.host_check import report_plain_http, report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
@@ -165,6 +165,12 @@ class Exposure:
         up, down = self._visitors.bytes_moved
         parked = self.session.source.parked if self.session else 0
         return Stats(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
+
+    @property
+    def activity(self) -> Activity:
+        """The same and more, for a view of this exposure."""
+        client = self.session.client if self.session else None
+        return Activity(self.stats, self._visitors.latest, client.latency if client else None)
 
     async def run(self) -> None:
         """Keep the local server reachable until the tunnel expires (`ttl`, `idle_timeout`) or `stop` or `drain`.

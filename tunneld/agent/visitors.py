@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable
 
 import trio
 
 from tunneld.agent import health
-from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Field, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_LATEST, MAX_MESSAGES, Field, LatestVisitor, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
 from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd, Side
@@ -68,7 +69,8 @@ class LocalVisitors:
         self._reporter = reporter
         self._linger = linger
         self._http = http
-        self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
+        self._relays: dict[Relay, _ServedVisitor] = {}
+        self._latest: deque[_ServedVisitor] = deque(maxlen=MAX_LATEST)  # also visitors that have left
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
         self._cut = _CutVisitors(nursery, reporter)
@@ -89,6 +91,11 @@ class LocalVisitors:
         """Bytes delivered so far: up (to the local server), down (to visitors)."""
         up = self._ended_up + sum(relay.up for relay in self._relays)
         return up, self._ended_down + sum(relay.down for relay in self._relays)
+
+    @property
+    def latest(self) -> list[LatestVisitor]:
+        """The latest visitors, newest first."""
+        return [visitor.describe() for visitor in reversed(self._latest)]
 
     async def wait_none(self) -> None:
         """Wait until no visitor is being served, answered, or waiting for the local server."""
@@ -175,14 +182,17 @@ class LocalVisitors:
             self.first.set()
         self.served += 1
         relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
-        self._relays[relay] = header
+        self._relays[relay] = served = _ServedVisitor(header, relay)
+        self._latest.append(served)
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
-        header, up, down = self._relays.pop(relay, None), relay.up, relay.down
-        if header is None:  # dropped, and reported already
+        served, up, down = self._relays.pop(relay, None), relay.up, relay.down
+        if served is None:  # dropped, and reported already
             return
+        header = served.header
+        served.leave(end)
         self._ended_up += up
         self._ended_down += down
         self._on_left()
@@ -219,6 +229,32 @@ class LocalVisitors:
         repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
+
+
+class _ServedVisitor:
+    """A visitor that was joined to the local server."""
+
+    def __init__(self, header: bytes, relay: Relay) -> None:
+        self.header = header
+        self._relay: Relay | None = relay
+        self._since = trio.current_time()
+        self._left_at = 0.0
+        self._moved = (0, 0)
+        self._end: RelayEnd | None = None
+
+    def leave(self, end: RelayEnd) -> None:
+        """It has left; the relay, with its sockets, is not held any longer."""
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            self._moved, self._end, self._left_at = (relay.up, relay.down), end, trio.current_time()
+
+    def describe(self) -> LatestVisitor:
+        """Describe it for a view."""
+        up, down = self._moved if self._relay is None else (self._relay.up, self._relay.down)
+        visitor = LatestVisitor(visitor_address(self.header), self._since, up, down)
+        if self._end is not None:
+            visitor.left_at, visitor.reason = self._left_at, end_reason(self._end)
+        return visitor
 
 
 class _CutVisitors:

@@ -69,6 +69,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     http_help, https_help = "print the address as http://HOST:PORT/", "print the address as https://HOST:PORT/"
     scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help=http_help)
     scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help=https_help)
+    group.add_argument("--qr", action="store_true", help="print the address as a QR code, too")
     _add_verbosity(group)
 
 

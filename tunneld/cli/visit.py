@@ -22,10 +22,11 @@ import trio
 from tunneld.agent.events import Reporter
 from tunneld.agent.visit import VisitedTunnel, VisitPort, open_visit
 from tunneld.cli.access import access
-from tunneld.cli.board import Writer
 from tunneld.cli.common import complain, printable
-from tunneld.cli.expose import STDERR, STDOUT, prepare
+from tunneld.cli.expose import prepare
+from tunneld.cli.output import STDERR, STDOUT
 from tunneld.cli.reporters import JsonReporter, LineReporter, QuietReporter
+from tunneld.cli.writer import Writer
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.engine import Relay, RelayEnd
