@@ -247,8 +247,8 @@ async def test_connections_without_tls_are_handed_over(
     ((_owner, snapshot),) = (await service.export()).tunnels
     assert (len(snapshot.relays), len(snapshot.server.parked)) == ((1, 1) if kept else (0, 0))
     snapshot.close()
-    for relay, _peer in snapshot.relays:
-        relay.close()
+    for relay in snapshot.relays:
+        relay.state.close()
     for stream in (used, visitor, spare):
         await trio.aclose_forcefully(stream)
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.cli.common import printable
-from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, short_columns, table
+from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, short_columns, table, visitor_columns
 from tunneld.cli.verbs import event_line, split_words
 from tunneld.errors import UsageError
 
 RECORDS = [
-    {"visitor": "203.0.113.5:4242", "up": "79", "down": "1234567"},
-    {"visitor": "[2001:db8::1]:9", "up": "0", "down": "5"},
+    {"visitor": "203.0.113.5:4242", "up": "79", "down": "1234567", "age": "185"},
+    {"visitor": "[2001:db8::1]:9", "up": "0", "down": "5", "age": "0"},
 ]
 
 
@@ -36,15 +36,17 @@ def test_sizes_and_times_are_formatted_for_people(key: str, value: str, text: st
 
 
 def test_a_table_is_aligned_with_numbers_on_the_right() -> None:
-    assert table(RECORDS, VISITORS, Form.PEOPLE) == (
-        "VISITOR             UP     DOWN\n"
-        "203.0.113.5:4242  79 B  1.2 MiB\n"
-        "[2001:db8::1]:9    0 B      5 B\n"
+    assert table(RECORDS, visitor_columns(RECORDS), Form.PEOPLE) == (
+        "VISITOR             UP     DOWN    AGE\n"
+        "203.0.113.5:4242  79 B  1.2 MiB  3m05s\n"
+        "[2001:db8::1]:9    0 B      5 B     0s\n"
     )  # fmt: skip
 
 
 def test_fields_are_raw_tab_separated_and_without_headings() -> None:
-    assert table(RECORDS, VISITORS, Form.FIELDS) == "203.0.113.5:4242\t79\t1234567\n[2001:db8::1]:9\t0\t5\n"
+    assert table(RECORDS, VISITORS, Form.FIELDS) == (
+        "203.0.113.5:4242\t79\t1234567\t185\t\t\n[2001:db8::1]:9\t0\t5\t0\t\t\n"
+    )
 
 
 def test_json_has_numbers_and_booleans() -> None:

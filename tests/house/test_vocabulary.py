@@ -132,6 +132,7 @@ COVERED_BY = {
     "engine/stream_end.py": "engine/test_ends.py",
     "engine/tls_over_end.py": "engine/test_ends.py",
     "engine/timers.py": "mux/test_heartbeat.py",
+    "line_log.py": "sites/test_access_log.py",
     "log.py": "cli/test_terminal.py",
     "errors.py": "house/test_man_control.py",
     "http/app.py": "http/test_server.py",

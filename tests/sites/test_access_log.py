@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.sites.conftest import ORIGIN, SitesBench
-from tunneld.sites import access_log
+from tunneld import line_log
 from tunneld.sites.access_log import AccessLog, AccessRecord, Format, format_line
 from tunneld.sites.site import Request
 from tunneld.wire.http1 import parse_request
@@ -104,14 +104,18 @@ async def test_an_upgraded_connection_has_one_line_with_its_bytes(bench: SitesBe
     assert (line["status"], line["up"], line["down"]) == (101, 3, 5)
 
 
-async def test_a_file_that_was_renamed_is_opened_again(bench: SitesBench, logged: LogBench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reloads", [True, False])
+async def test_a_file_that_was_renamed_is_opened_again(
+    bench: SitesBench, logged: LogBench, tmp_path: Path, reloads: bool
+) -> None:
     visitor = bench.visit()
     for number in range(2):
         await visitor.far.send_all(GET % b"")
         assert len(await logged.lines(1)) == 1
         await visitor.response()
         (tmp_path / "access.log").rename(tmp_path / f"access.log.{number}")
-        logged.log.reopen()
+        if reloads:
+            logged.log.reopen()
 
 
 async def test_a_file_that_cannot_be_opened_is_reported_and_tried_again(
@@ -121,6 +125,8 @@ async def test_a_file_that_cannot_be_opened_is_reported_and_tried_again(
     logged.settings.access_log_file = tmp_path / "missing" / "access.log"
     await visitor.far.send_all(GET % b"")
     await visitor.response()
+    while not logged.log.lost:
+        await trio.lowlevel.checkpoint()
     await trio.testing.wait_all_tasks_blocked()
     assert "access log lost lines" in capsys.readouterr().out
     (tmp_path / "missing").mkdir()
@@ -131,7 +137,7 @@ async def test_a_file_that_cannot_be_opened_is_reported_and_tried_again(
 async def test_a_reader_that_does_not_read_costs_lines_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], autojump_clock: object
 ) -> None:
-    monkeypatch.setattr(access_log, "MAX_LINES", 10)
+    monkeypatch.setattr(line_log, "MAX_ENTRIES", 10)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -144,7 +150,7 @@ async def test_a_reader_that_does_not_read_costs_lines_and_nothing_else(
             await trio.testing.wait_all_tasks_blocked()
             for _ in range(15):
                 log.end(record())
-            assert log._lost == 5
+            assert log.lost == 5
             nursery.cancel_scope.cancel()
     finally:
         while True:  # let the threads end

@@ -79,7 +79,13 @@ SHORT = (
     *(TableColumn(key) for key in ("id", "name", "client", "owner", "phase")),
     *(TableColumn(key, right=True) for key in ("visitors", "waiting", "refused", "up", "down", "age")),
 )
-VISITORS = (TableColumn("visitor"), TableColumn("up", right=True), TableColumn("down", right=True))
+VISITORS = (
+    TableColumn("visitor"),
+    *(TableColumn(key, right=True) for key in ("up", "down", "age")),
+    *(TableColumn(key) for key in ("host", "credential")),
+)
+OF_SOME_VISITORS = ("host", "credential")
+"""Columns that are left out for people where no visitor has such a fact."""
 RESERVATIONS = (
     *(TableColumn(key) for key in ("name", "owner", "backend", "address")),
     TableColumn("server_port", right=True),
@@ -107,6 +113,12 @@ def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
     if len(owners) < MIN_OWNERS:
         empty.add("owner")
     return [column for column in SHORT if column.key not in empty]
+
+
+def visitor_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
+    """The columns for visitors, for people: without columns that tell nothing."""
+    present = {key for record in records for key in record}
+    return [column for column in VISITORS if column.key in present or column.key not in OF_SOME_VISITORS]
 
 
 def table(records: Sequence[Record], columns: Sequence[TableColumn], form: Form) -> str:

@@ -29,6 +29,7 @@ from tunneld.cli.tables import (
     json_lines,
     short_columns,
     table,
+    visitor_columns,
 )
 from tunneld.errors import (
     EndedError,
@@ -87,7 +88,7 @@ async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
         return json_lines([tunnel, *visitors])
     if shape is Form.FIELDS:
         return facts(tunnel, shape) + "".join(f"visitor\t{line}" for line in _lines(table(visitors, VISITORS, shape)))
-    return facts(tunnel, shape) + ("\n" + table(visitors, VISITORS, shape) if visitors else "")
+    return facts(tunnel, shape) + ("\n" + table(visitors, visitor_columns(visitors), shape) if visitors else "")
 
 
 async def status(client: Client, _options: argparse.Namespace, shape: Form) -> str:

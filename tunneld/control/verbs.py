@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
+import trio
+
 from tunneld.config.keys import keys, value
 from tunneld.config.schema import Settings
 from tunneld.config.wording import literal
@@ -109,9 +111,17 @@ async def list_tunnels(daemon: DaemonControl, _request: ControlRequest, caller: 
 async def show_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
     """One item for the tunnel, then one for each visitor."""
     tunnel = await daemon.service.find_local(request.args[0], caller.known_grant)
+    now = trio.current_time()
     visitors: list[Item] = [
-        {"visitor": format_peer(peer), "up": relay.up, "down": relay.down}
-        for relay, peer in tunnel.visitors.relays.items()
+        {
+            "visitor": format_peer(visitor.peer),
+            "host": str(visitor.host) if visitor.host is not None else None,
+            "credential": visitor.credential,
+            "age": int(now - visitor.since),
+            "up": relay.up,
+            "down": relay.down,
+        }
+        for relay, visitor in tunnel.visitors.relays.items()
     ]
     return Reply(text=count(len(visitors), "visitor"), items=[description_for(caller)(tunnel), *visitors])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tunneld.engine.handover import RelayState
-from tunneld.net.address import Address
+from tunneld.net.address import Address, HostName
 from tunneld.net.endpoint import Peer
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.spec import TunnelSpec
@@ -43,6 +43,18 @@ class WaitingVisitor:
 
 
 @dataclass(frozen=True, slots=True)
+class RelaySnapshot:
+    """A relayed visitor between two processes, as in `RelayedVisitor`."""
+
+    state: RelayState
+    peer: Peer
+    age: float  # seconds since it was joined to a server connection
+    reached: Peer | None = None
+    host: HostName | None = None
+    credential: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IngressSnapshot:
     """What an ingress hands over to the next process."""
 
@@ -60,7 +72,7 @@ class TunnelSnapshot:
     ingresses: Sequence[IngressSnapshot]
     waiting: Sequence[WaitingVisitor]
     server: ServerSideSnapshot
-    relays: Sequence[tuple[RelayState, Peer]]  # each with its visitor's address
+    relays: Sequence[RelaySnapshot]
     cut: int = 0  # connections that could not be handed over
 
     def close(self) -> None:
@@ -70,8 +82,8 @@ class TunnelSnapshot:
         for one in [*listeners, *parked, *(waiting.visitor.end for waiting in self.waiting)]:
             if one is not None:
                 one.close()
-        for relay, _peer in self.relays:
-            relay.close()
+        for relay in self.relays:
+            relay.state.close()
 
 
 def snapshot_of(tunnel: Tunnel, *, draining: bool) -> TunnelSnapshot:

@@ -114,6 +114,17 @@ class Visitor:
         return engine.watch(end, on_event, on_failure)
 
 
+@dataclass(slots=True, eq=False)
+class RelayedVisitor:
+    """What is kept of a visitor while it is relayed."""
+
+    peer: Peer
+    since: float  # when it was joined to a server connection, by Trio's clock
+    reached: Peer | None = None  # as in `Visitor`
+    host: HostName | None = None
+    credential: str | None = None
+
+
 class _EndWatch:
     """The handler of an end that waits for a relay. Implements `EndHandler` and `Registration`."""
 

@@ -19,16 +19,15 @@ import structlog
 import trio
 
 from tunneld.engine.engine import Engine, Relay, RelayEnd
-from tunneld.engine.handover import RelayState
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
-from tunneld.tunnel.snapshot import TunnelCounters
+from tunneld.tunnel.snapshot import RelaySnapshot, TunnelCounters
 from tunneld.tunnel.tenants import Tenant
-from tunneld.tunnel.visitor import Visitor
+from tunneld.tunnel.visitor import RelayedVisitor, Visitor
 
 
 class VisitorEvents(Protocol):
@@ -56,7 +55,7 @@ class VisitorRelays:
         counters: TunnelCounters,
     ) -> None:
         """`tunnel` is the tunnel's id; `counters` come from the process that had the tunnel before."""
-        self.relays: dict[Relay, Peer] = {}  # each with its visitor's address
+        self.relays: dict[Relay, RelayedVisitor] = {}
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
         self._tunnel = tunnel
         self._limits = limits
@@ -139,7 +138,9 @@ class VisitorRelays:
             throttle=self._throttle,
             early=visitor.early,
         )
-        self.relays[relay] = peer
+        self.relays[relay] = RelayedVisitor(
+            peer, trio.current_time(), visitor.reached, visitor.host, visitor.credential
+        )
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
         return True
@@ -161,19 +162,18 @@ class VisitorRelays:
             self._admission.left(peer[0])
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
-        peer = self.relays.pop(relay, None)
-        if peer is None:  # it could not be handed over to another process, see `export`
+        visitor = self.relays.pop(relay, None)
+        if visitor is None:  # it could not be handed over to another process, see `export`
             return
-        self._count_out(peer)
+        self._count_out(visitor.peer)
         self._ended_up += relay.up
         self._ended_down += relay.down
         if self._dropped:  # together with the tunnel; its `closed` event is out already
             return
         reason = self._kicked.pop(relay, "") or str(end)
         if self._events.watched:
-            self._events.publish(
-                "left", id=self._tunnel, up=relay.up, down=relay.down, reason=reason, **{"from": format_peer(peer)}
-            )
+            peer = format_peer(visitor.peer)
+            self._events.publish("left", id=self._tunnel, up=relay.up, down=relay.down, reason=reason, **{"from": peer})
         self._owner.on_visitor_left("" if self._limits.persist else reason)
 
     def _on_quota_used_up(self) -> None:
@@ -183,7 +183,7 @@ class VisitorRelays:
 
     def kick(self, chosen: Callable[[Peer], bool], reason: str) -> int:
         """Cut the connections of the visitors with a chosen address; returns how many. `reason` is for the event."""
-        relays = [relay for relay, peer in self.relays.items() if chosen(peer)]
+        relays = [relay for relay, visitor in self.relays.items() if chosen(visitor.peer)]
         for relay in relays:
             self._kicked[relay] = reason
             relay.drop()
@@ -195,27 +195,29 @@ class VisitorRelays:
         for relay in list(self.relays):
             relay.drop()
 
-    def export(self) -> tuple[Sequence[tuple[RelayState, Peer]], int]:
-        """Hand over the relays that another process can continue, each with its visitor's address, and the number of
-        the remaining ones. Their bytes are counted; their ends are not reported.
+    def export(self) -> tuple[Sequence[RelaySnapshot], int]:
+        """Hand over the relays that another process can continue, and the number of the remaining ones. Their bytes are
+        counted; their ends are not reported.
         """
         relays, self.relays = self.relays, {}
-        exported = []
-        for relay, peer in relays.items():
+        exported, now = [], trio.current_time()
+        for relay, one in relays.items():
             if (state := self._engine.export_relay(relay)) is not None:
-                exported.append((state, peer))
+                exported.append(RelaySnapshot(state, one.peer, now - one.since, one.reached, one.host, one.credential))
             else:
                 self._ended_up += relay.up
                 self._ended_down += relay.down
         return exported, len(relays) - len(exported)
 
-    def adopt(self, relays: Sequence[tuple[RelayState, Peer]], waiting: Sequence[Peer]) -> None:
+    def adopt(self, relays: Sequence[RelaySnapshot], waiting: Sequence[Peer]) -> None:
         """Continue the relays of another process. `waiting` has the addresses of visitors that wait."""
-        for state, peer in relays:
-            self.relays[self._engine.import_relay(state, on_end=self._on_relay_end, throttle=self._throttle)] = peer
+        now = trio.current_time()
+        for one in relays:
+            relay = self._engine.import_relay(one.state, on_end=self._on_relay_end, throttle=self._throttle)
+            self.relays[relay] = RelayedVisitor(one.peer, now - one.age, one.reached, one.host, one.credential)
         self._tenant.visitors += len(relays) + len(waiting)
         if self._admission is not None:
-            for peer in (*waiting, *(peer for _, peer in relays)):
+            for peer in (*waiting, *(one.peer for one in relays)):
                 self._admission.count_in(peer[0])
 
 

@@ -120,6 +120,19 @@ async def test_relayed_and_parked_connections_are_kept(pair: ServicePair) -> Non
     assert after.octets == (11, 0)
 
 
+async def test_visitors_keep_their_age_and_the_address_they_reached(pair: ServicePair, mock_clock: MockClock) -> None:
+    tunnel = await pair.open(persist="yes")
+    await connect(tunnel.server_uri)
+    await connect(tunnel.client_uri)
+    await until(lambda: tunnel.served == 1)
+    ((_, before),) = tunnel.visitors.relays.items()
+    mock_clock.jump(20)
+    await pair.move()
+    ((_, after),) = pair.tunnel.visitors.relays.items()
+    assert (after.peer, after.reached) == (before.peer, ("127.0.0.1", tunnel.client_uri.port))
+    assert trio.current_time() - after.since >= 20
+
+
 async def test_a_waiting_visitor_keeps_its_pairing_timeout(pair: ServicePair, mock_clock: MockClock) -> None:
     tunnel = await pair.open(persist="yes", pairing_timeout="30")
     one = await connect(tunnel.client_uri)
@@ -405,7 +418,7 @@ async def test_a_missing_socket_costs_only_its_connection(pair: ServicePair) -> 
         server, visitor = await connect(tunnel.server_uri), await connect(tunnel.client_uri)
         await until(lambda number=number: tunnel.served == number)  # type: ignore[misc]
         pairs.append((server, visitor))
-    await pair.move(lost=lambda snapshot: [snapshot.service.tunnels[0][1].relays[0][0].visitor])
+    await pair.move(lost=lambda snapshot: [snapshot.service.tunnels[0][1].relays[0].state.visitor])
     assert len(pair.tunnel.visitors) == 1
     assert await is_dropped(pairs[0][0])
     await pairs[1][1].send_all(b"x")

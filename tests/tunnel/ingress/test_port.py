@@ -37,7 +37,7 @@ class TestTrustedProxies:
         await proxy.send_all(header + b"hello")
         expected = b"PROXY TCP6 2001:db8::1 2001:db8::7 4 443\r\nhello"
         assert await read_exactly(server, len(expected)) == expected
-        assert list(tunnel.visitors.relays.values()) == [("2001:db8::1", 4)]
+        assert [visitor.peer for visitor in tunnel.visitors.relays.values()] == [("2001:db8::1", 4)]
 
     @pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", encode_v2(None, None)])
     async def test_a_proxy_whose_header_names_no_visitor_is_the_visitor(
@@ -71,7 +71,7 @@ class TestTrustedProxies:
             line = encode_v1(("192.0.2.1", 4), ("203.0.113.1", 80))
             await visitor.send_all(line)
             assert await read_exactly(server, len(line)) == line
-            assert list(tunnel.visitors.relays.values()) == [visitor.socket.getsockname()]
+            assert [visitor.peer for visitor in tunnel.visitors.relays.values()] == [visitor.socket.getsockname()]
 
     async def test_a_header_that_arrives_while_the_tunnel_drains_is_refused(self, service: TunnelService) -> None:
         tunnel = await open_tunnel(service, pairing_timeout="3600")

@@ -65,6 +65,10 @@ class RelayEntry(_Entry):
     down: FlowEntry
     linger: float
     time_left: float | None  # seconds until the linger timeout, if it runs
+    age: float = 0.0  # earlier versions do not write this and what follows
+    reached: Peer | None = None
+    host: str | None = None
+    credential: str | None = None
 
 
 class WaitingEntry(_Entry):

@@ -33,6 +33,7 @@ from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.server_side import ServerSideSnapshot
 from tunneld.tunnel.snapshot import (
     IngressSnapshot,
+    RelaySnapshot,
     ServiceSnapshot,
     TunnelSnapshot,
     WaitingVisitor,
@@ -154,14 +155,20 @@ class _Packing:
             RelayEntry(
                 visitor=self._bundle.put(relay.visitor),
                 server=self._bundle.put(relay.server),
-                peer=peer,
+                peer=one.peer,
                 up=self._flow(relay.up),
                 down=self._flow(relay.down),
                 linger=relay.linger,
                 time_left=relay.rest,
+                age=one.age,
+                reached=one.reached,
+                host=str(one.host) if one.host is not None else None,
+                credential=one.credential,
             )
-            for relay, peer in snapshot.relays
-            if self._has_room(relay.visitor, relay.server, size=len(relay.up.held) + len(relay.down.held))
+            for one in snapshot.relays
+            if self._has_room(
+                (relay := one.state).visitor, relay.server, size=len(relay.up.held) + len(relay.down.held)
+            )
         )
 
     def _listener(self, listener: socket.socket | None) -> int | None:
@@ -234,7 +241,7 @@ class _Unpacking:
             server=ServerSideSnapshot(
                 server.port, self._listener(server.listener), self._parked(server), server.key, server.scheme
             ),
-            relays=[(self._relay(one), one.peer) for one in described.relays if self._has(one.visitor, one.server)],
+            relays=[self._relay(one) for one in described.relays if self._has(one.visitor, one.server)],
         )
 
     def _has(self, *inodes: int) -> bool:
@@ -264,8 +271,8 @@ class _Unpacking:
     def _parked(self, server: ServerSideEntry) -> list[tuple[socket.socket, Peer]]:
         return [(self._bundle.take(inode), peer) for inode, peer in server.parked if self._has(inode)]
 
-    def _relay(self, described: RelayEntry) -> RelayState:
-        return RelayState(
+    def _relay(self, described: RelayEntry) -> RelaySnapshot:
+        state = RelayState(
             self._bundle.take(described.visitor),
             self._bundle.take(described.server),
             self._flow(described.up),
@@ -273,6 +280,9 @@ class _Unpacking:
             described.linger,
             None if described.time_left is None else self._left(described.time_left),
         )
+        host = parse_host_name(described.host) if described.host is not None else None
+        age = described.age + self._gap
+        return RelaySnapshot(state, described.peer, age, described.reached, host, described.credential)
 
     def _flow(self, described: FlowEntry) -> FlowState:
         return FlowState(described.moved, described.done, self._bundle.take_held(described.held))
