@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from tunneld.agent.events import Activity, LatestVisitor, Stats
-from tunneld.cli.exposure_state import RATE_WINDOW, RateMeter
 from tunneld.cli.panel import Panel, format_milliseconds
 from tunneld.cli.qr import qr_code
 from tunneld.cli.styled import render, width
@@ -128,17 +127,6 @@ def test_a_code_is_dark_on_light_where_there_are_colours() -> None:
     swap = str.maketrans(" ▀▄█", "█▄▀ ")
     assert [line.translate(swap) for line in dark] == light
     assert qr_code("http://x/", colours=True)[0][0][1] == "30;107"
-
-
-def test_a_rate_is_that_of_the_last_seconds() -> None:
-    meter = RateMeter()
-    assert meter.read(0.0, 0, 0) == (0, 0)
-    assert meter.read(0.0, 0, 0) == (0, 0)
-    assert meter.read(1.0, 100, 2000) == (100, 2000)
-    for second in range(2, 10):
-        rates = meter.read(float(second), 100, 2000)
-    assert rates == (0, 0)
-    assert meter.read(9.0 + RATE_WINDOW, 400, 2000) == (100, 0)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.00031, "0.3 ms"), (0.0121, "12 ms"), (1.5, "1500 ms")])

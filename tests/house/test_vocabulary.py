@@ -81,6 +81,7 @@ COVERED_BY = {
     "cli/exposure_state.py": "cli/test_panel.py",
     "cli/output.py": "cli/test_expose.py",
     "cli/qr.py": "cli/test_panel.py",
+    "cli/top_rows.py": "cli/test_top_view.py",
     "cli/commands.py": "cli/test_terminal.py",
     "cli/common.py": "cli/test_tunneld.py",
     "cli/completion.py": "cli/test_tunnel.py",

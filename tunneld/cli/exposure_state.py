@@ -1,9 +1,8 @@
-"""The state of one exposure as its views show it, from the events of the agent; and the rates of its traffic. Pure."""
+"""The state of one exposure as its views show it, from the events of the agent."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -11,28 +10,6 @@ import trio
 
 from tunneld.agent.events import Field
 from tunneld.cli.styled import GREEN, PLAIN, RED, YELLOW, Span
-
-RATE_WINDOW = 3.0
-"""Seconds over which a rate is taken: shorter, and figures jump; longer, and they are late."""
-
-
-class RateMeter:
-    """Bytes per second in both directions, from counters that are read now and then."""
-
-    def __init__(self) -> None:
-        self._readings: deque[tuple[float, int, int]] = deque()
-
-    def read(self, now: float, up: int, down: int) -> tuple[int, int]:
-        """Take a reading; returns the rates since the first one in the window."""
-        while len(self._readings) > 1 and self._readings[1][0] <= now - RATE_WINDOW:
-            self._readings.popleft()
-        then, up_then, down_then = self._readings[0] if self._readings else (now, up, down)
-        if not self._readings or now > self._readings[-1][0]:
-            self._readings.append((now, up, down))
-        elapsed = now - then
-        if elapsed <= 0:
-            return 0, 0
-        return int(max(0, up - up_then) / elapsed), int(max(0, down - down_then) / elapsed)
 
 
 class ExposureState:

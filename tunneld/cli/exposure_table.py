@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from tunneld.agent.events import Activity, Field, Stats
-from tunneld.cli.exposure_state import ExposureState, RateMeter
+from tunneld.cli.exposure_state import ExposureState
+from tunneld.cli.meter import RateMeter
 from tunneld.cli.styled import GAP, PLAIN, RED, Line, Span, align, with_text
 from tunneld.policy.units import count, format_size
 

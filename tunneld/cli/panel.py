@@ -22,7 +22,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tunneld.agent.events import Activity, Field, LatestVisitor
-from tunneld.cli.exposure_state import ExposureState, RateMeter
+from tunneld.cli.exposure_state import ExposureState
+from tunneld.cli.meter import Meters, RateMeter
 from tunneld.cli.qr import qr_lines
 from tunneld.cli.styled import BOLD, DIM, GAP, PLAIN, RED, YELLOW, Line, Span, align, join, width, with_text, wrap
 from tunneld.policy.units import format_duration, format_size
@@ -61,7 +62,7 @@ class Panel:
         self._show_code = show_code
         self._state = ExposureState()
         self._meter = RateMeter()
-        self._meters: dict[tuple[str, float], RateMeter] = {}  # of the visitors shown
+        self._meters = Meters()  # of the visitors shown
         self._peers: dict[str, str] = {}  # their names, by their addresses, in a private tunnel
 
     def update(self, event: str, fields: Mapping[str, Field]) -> None:
@@ -112,28 +113,17 @@ class Panel:
     def _visitors(self, activity: Activity, now: float, columns: int, room: int) -> list[Line]:
         """A table of the latest visitors, with a heading, in at most `room` lines."""
         shown = activity.latest[: max(0, min(MAX_SHOWN, room - 1))]
-        self._meters = {(one.visitor, one.since): self._meter_of(one) for one in shown}
         if not shown:
             return []
+        rates = self._meters.read(now, shown, lambda one: (one.visitor, one.since), lambda one: (one.up, one.down))
         heading: list[Span] = [("latest visitors", DIM), ("up", DIM), ("down", DIM)]
         rows = align([heading, *(self._cells(one) for one in shown)], columns, right=frozenset({1, 2}))
-        texts = [("", DIM), *(self._text(one, now) for one in shown)]
+        texts = [("", DIM), *(_text(one, now, sum(rate)) for one, rate in zip(shown, rates, strict=True))]
         return [with_text(row, text, columns) for row, text in zip(rows, texts, strict=True)]
-
-    def _meter_of(self, visitor: LatestVisitor) -> RateMeter:
-        return self._meters.get((visitor.visitor, visitor.since)) or RateMeter()
 
     def _cells(self, visitor: LatestVisitor) -> list[Span]:
         name = self._peers.get(visitor.visitor, visitor.visitor)
         return [(text, _style(visitor)) for text in (name, format_size(visitor.up), format_size(visitor.down))]
-
-    def _text(self, visitor: LatestVisitor, now: float) -> Span:
-        """The rate and the time of a visitor that is connected, or why it has left."""
-        if visitor.left_at is not None:
-            spent = format_duration(int(visitor.left_at - visitor.since))
-            return f"{visitor.reason} after {spent}", _style(visitor)
-        rate = sum(self._meter_of(visitor).read(now, visitor.up, visitor.down))
-        return f"{format_size(rate)}/s for {format_duration(int(now - visitor.since))}", _style(visitor)
 
     def _code(self, columns: int, room: int) -> list[Line]:
         """The address as a QR code, or why it is not shown."""
@@ -155,6 +145,13 @@ def paragraphs(parts: Sequence[Sequence[Line]]) -> list[Line]:
     blank: Line = [("", PLAIN)]
     lines = [line for part in parts if part for line in (blank, *part)]
     return lines[1:]
+
+
+def _text(visitor: LatestVisitor, now: float, rate: int) -> Span:
+    """The rate and the time of a visitor that is connected, or why it has left."""
+    if visitor.left_at is not None:
+        return f"{visitor.reason} after {format_duration(int(visitor.left_at - visitor.since))}", _style(visitor)
+    return f"{format_size(rate)}/s for {format_duration(int(now - visitor.since))}", _style(visitor)
 
 
 def _style(visitor: LatestVisitor) -> str:

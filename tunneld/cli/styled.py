@@ -18,7 +18,7 @@ Span = tuple[str, str]
 """A text and its style."""
 Line = Sequence[Span]
 
-PLAIN, BOLD, DIM, RED, GREEN, YELLOW = "", "1", "2", "31", "32", "33"
+PLAIN, BOLD, DIM, REVERSE, RED, GREEN, YELLOW = "", "1", "2", "7", "31", "32", "33"
 GAP = "   "
 """Between two cells."""
 
@@ -83,20 +83,30 @@ def with_text(line: Line, text: Span, columns: int) -> Line:
     return [*line, (GAP, PLAIN), (f"{' '.join(words)}…", text[1])] if words else line
 
 
-def align(rows: Sequence[Sequence[Span]], columns: int, right: frozenset[int] = frozenset()) -> list[Line]:
-    """Rows of cells as a table. The last columns for which there is no room are left out, whole; the last cell of a
-    row without one for each column may be longer than its column. `right` has the columns aligned on the right.
+def align(
+    rows: Sequence[Sequence[Span]],
+    columns: int,
+    right: frozenset[int] = frozenset(),
+    *,
+    gap: str = GAP,
+    ranks: Sequence[int] | None = None,
+) -> list[Line]:
+    """Rows of cells as a table; `right` has the columns that are aligned on the right.
+
+    Columns for which there is no room are left out, whole: the last one first, or the one with the highest of `ranks`.
     """
     widths = [max(width([cell]) for cell in column) for column in zip_longest(*rows, fillvalue=("", PLAIN))]
-    while len(widths) > 1 and sum(widths) + len(GAP) * (len(widths) - 1) > columns:
-        widths.pop()
-    return [_aligned(row[: len(widths)], widths, right) for row in rows]
+    kept = list(range(len(widths)))
+    while len(kept) > 1 and sum(widths[index] for index in kept) + len(gap) * (len(kept) - 1) > columns:
+        kept.remove(max(kept, key=lambda index: (ranks[index] if ranks else 0, index)))
+    return [_aligned(row, [(index, widths[index]) for index in kept if index < len(row)], right, gap) for row in rows]
 
 
-def _aligned(row: Sequence[Span], widths: Sequence[int], right: frozenset[int]) -> Line:
+def _aligned(row: Sequence[Span], kept: Sequence[tuple[int, int]], right: frozenset[int], gap: str) -> Line:
     line: list[Span] = []
-    for index, (text, style) in enumerate(row):
-        pad = " " * (widths[index] - width([(text, style)]))
+    for index, room in kept:
+        text, style = row[index]
+        pad = " " * (room - width([row[index]]))
         before, after = (pad, "") if index in right else ("", pad)
-        line += [((GAP if index else "") + before, PLAIN), (text, style), (after, PLAIN)]
+        line += [((gap if line else "") + before, PLAIN), (text, style), (after, PLAIN)]
     return [span for span in line if span[0]]

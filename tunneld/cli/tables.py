@@ -17,6 +17,7 @@ TRAFFIC = frozenset(
     {
         "bandwidth",
         "down",
+        "down_rate",
         "max_per_source",
         "max_visitors",
         "parked",
@@ -24,6 +25,7 @@ TRAFFIC = frozenset(
         "refused",
         "served",
         "up",
+        "up_rate",
         "visitors",
         "waiting",
     }
