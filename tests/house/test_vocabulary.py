@@ -135,6 +135,7 @@ COVERED_BY = {
     "engine/timers.py": "mux/test_heartbeat.py",
     "line_log.py": "sites/test_access_log.py",
     "log.py": "cli/test_terminal.py",
+    "systemd.py": "daemon/test_systemd.py",
     "errors.py": "house/test_man_control.py",
     "http/app.py": "http/test_server.py",
     "http/body.py": "http/test_bodies.py",

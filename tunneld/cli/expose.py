@@ -5,6 +5,7 @@
     ├─ signals               INT, TERM, HUP: drain, again: stop
     ├─ network monitor       see agent/network.py
     ├─ panel                 on a terminal, see panel.py
+    ├─ probes                see probes.py
     ├─ engine                all data of visitors, see engine/
     └─ exposure              see agent/expose.py
 
@@ -28,11 +29,13 @@ from tunneld.agent.events import Activity, Reporter
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
+from tunneld.agent.status import AgentStatus
 from tunneld.cli.access import access, as_option
 from tunneld.cli.agent_log import print_line
 from tunneld.cli.common import leaves_of, status_of
 from tunneld.cli.output import AgentOutput, line_reporter, open_output
 from tunneld.cli.panel import Panel
+from tunneld.cli.probes import open_probes
 from tunneld.cli.reporters import CodeReporter, LineReporter, PanelReporter
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
@@ -75,16 +78,22 @@ async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
         output = await stack.enter_async_context(open_output(options))
         current: list[Exposure] = []  # empty until the exposure is open
+
+        def activity() -> Activity:
+            return current[0].activity if current else Activity()
+
         panel = Panel(
             str(config.target),
             relay_access.where,
-            lambda: current[0].activity if current else Activity(),
+            activity,
             keys=output.has_keys,
             show_code=options.qr,
             colours=output.board.colours,
         )
-        reporter = _reporter(options, output, config.scheme, panel)
-        reporters.append(reporter)
+        reporters.append(_reporter(options, output, config.scheme, panel))
+        status = AgentStatus()
+        reporter = status.observe("", reporters[0], activity)
+        await stack.enter_async_context(open_probes(options, status, output, {"": config.scheme}))
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)

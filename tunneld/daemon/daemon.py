@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config
+from tunneld import __version__, config, systemd
 from tunneld.acme.manager import CertificateManager
 from tunneld.acme.state import certificate_folder
 from tunneld.auth.authenticator import Authenticator
@@ -39,7 +39,7 @@ from tunneld.config.places import state_folder
 from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
-from tunneld.daemon import ending, log, privileges, systemd
+from tunneld.daemon import ending, log, privileges
 from tunneld.daemon.ending import DaemonEnding
 from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
