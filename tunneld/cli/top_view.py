@@ -187,8 +187,8 @@ class TopView:
         up, down = (sum(number(row, key) for row in rows) for key in ("up_rate", "down_rate"))
         rates = [(f"up {format_rate(up)}", PLAIN), (f"down {format_rate(down)}", PLAIN)]
         if self.tunnel:
-            name = self._title.get("name", "")
-            what = [(f"{self.tunnel} {name}".rstrip(), BOLD), (count(len(rows), "visitor"), PLAIN)]
+            names = dict.fromkeys([self.tunnel, self._title.get("name", self.tunnel)])
+            what = [(" ".join(names), BOLD), (count(len(rows), "visitor"), PLAIN)]
         else:
             visitors = sum(number(row, "visitors") for row in rows)
             what = [(count(len(rows), "tunnel"), PLAIN), (count(visitors, "visitor"), PLAIN)]
