@@ -67,6 +67,7 @@ def test_every_option_is_parsed() -> None:
         7,
         "v2",
         8011,
+        1,
         ("blog", "shop.example.com/api", "any"),
         "pass",
         "allow",

@@ -18,7 +18,7 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Target
-from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
+from tunneld.policy.options import ANY_HOST, MAX_NAME, MAX_TUNNEL_PORTS, OPTIONS
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
@@ -76,6 +76,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if https is not None:
         options["tls"] = "pass"
     private = _private(values, options, spell)
+    if (count := Target.parse(values["target"]).count) > 1:
+        options["port_count"] = _port_count(count, values, spell)
     ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
@@ -92,6 +94,16 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         private,
         bool(values["proxy_protocol"] and ends_here),
     )
+
+
+def _port_count(count: int, values: Mapping[str, Any], spell: Callable[[str], str]) -> int:
+    """The number of public ports for a range of local ones. Raises `UsageError`."""
+    if count > MAX_TUNNEL_PORTS:
+        raise UsageError(f"{values['target']} has {count} ports; a tunnel has at most {MAX_TUNNEL_PORTS}")
+    for key in ("host", "private", "https_here", "health"):
+        if values[key]:
+            raise UsageError(f"{spell(key)} is for one local server; leave it out, or name one port")
+    return count
 
 
 def _private(

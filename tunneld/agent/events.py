@@ -1,6 +1,6 @@
 """What the agent reports about itself: events, and how each is limited.
 
-    opened       the tunnel is open                                          address uri id
+    opened       the tunnel is open; with several public ports, also ports   address uri id
     visitor      a visitor arrived, and the local server is dialled          visitor
     admitted     a visitor of a private tunnel has proved its key            visitor peer id
     visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id

@@ -28,6 +28,8 @@ class ObservedExposure:
         self.activity = activity
         self.address = ""
         """What visitors use, as the relay wrote it."""
+        self.ports = ""
+        """The public ports, if there are several."""
         self.ready = self.settled = False
         self.reason = ""
         """Why it is not ready."""
@@ -47,6 +49,7 @@ class ObservedExposure:
         if event in READY:
             self.ready = self.settled = True
             self.address, self.reason = str(fields["address"]), ""
+            self.ports = str(fields.get("ports", self.ports))
         elif event in NOT_READY:
             self.ready, self.settled = False, True
             self.reason = str(fields.get("reason", "stopping"))

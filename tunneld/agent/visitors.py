@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -48,7 +48,7 @@ class LocalVisitors:
     def __init__(
         self,
         engine: Engine,
-        local: LocalServer,
+        locals_: Sequence[LocalServer],
         nursery: trio.Nursery,
         reporter: Reporter,
         *,
@@ -56,15 +56,17 @@ class LocalVisitors:
         http: bool = False,
         on_left: Callable[[], None] = lambda: None,
     ) -> None:
-        """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
-        if the local server cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor
-        has left.
+        """Of several `locals_`, a visitor gets the one in the place that its port has in `public_ports`. `nursery` runs
+        the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`: if the local server
+        cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor has left.
         """
         self._on_left = on_left
         self.served = 0
         self.failed = 0
         self._engine = engine
-        self._local = local
+        self.public_ports: Sequence[int] = ()
+        """The public ports, if there are several; set by the owner once they are known."""
+        self._locals = locals_
         self._nursery = nursery
         self._reporter = reporter
         self._linger = linger
@@ -135,15 +137,32 @@ class LocalVisitors:
             self.count_failure(header, self._away_reason)
             return
         try:
-            server = self._local.dial_nowait()
+            local = self._local_for(header)
+            server = local.dial_nowait()
             if self._http:
                 check_not_refused(server)
         except trio.WouldBlock:
-            self._nursery.start_soon(self._dial, visitor, header)
+            self._nursery.start_soon(self._dial, visitor, header, local)
         except OSError as error:
-            self._fail(visitor, header, error)
+            self._fail(visitor, header, local, error)
+        except RemoteProtocolError as error:
+            self._close(visitor, str(error), answer_http=False)
+            self.count_failure(header, str(error))
         else:
-            self._join(visitor, server, header)
+            self._join(visitor, server, header, local)
+
+    def _local_for(self, header: bytes) -> LocalServer:
+        """The local server for a visitor. Raises `RemoteProtocolError` if there are several and the relay does not say
+        which port the visitor came to.
+        """
+        if len(self._locals) == 1:
+            return self._locals[0]
+        decoded = decode_v2(header)
+        reached = decoded[0].destination if decoded else None
+        port = reached[1] if reached else 0
+        if port not in self.public_ports:
+            raise RemoteProtocolError("the relay did not tell to which of the ports the visitor came")
+        return self._locals[self.public_ports.index(port)]
 
     def _close(self, visitor: VisitorConnection, reason: str, *, answer_http: bool) -> None:
         if answer_http and self._answers < health.MAX_ANSWERS:
@@ -162,27 +181,27 @@ class LocalVisitors:
             self._answers -= 1
             self._notify_fewer()
 
-    async def _dial(self, visitor: VisitorConnection, header: bytes) -> None:
+    async def _dial(self, visitor: VisitorConnection, header: bytes, local: LocalServer) -> None:
         self._dials += 1
         try:
-            server = await self._local.dial()
+            server = await local.dial()
         except OSError as error:
-            self._fail(visitor, header, error)
+            self._fail(visitor, header, local, error)
         except BaseException:
             visitor.close("the agent stopped")
             raise
         else:
-            self._join(visitor, server, header)
+            self._join(visitor, server, header, local)
         finally:
             self._dials -= 1
             self._notify_fewer()
 
-    def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+    def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes, local: LocalServer) -> None:
         if not self.served:
             self.first.set()
         self.served += 1
         relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
-        self._relays[relay] = served = _ServedVisitor(header, relay)
+        self._relays[relay] = served = _ServedVisitor(header, relay, local)
         self._latest.append(served)
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
@@ -200,8 +219,8 @@ class LocalVisitors:
             self._notify_fewer()
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
-            self._local.on_refused()
-            self.count_failure(header, self._connect_error(end.error))
+            served.local.on_refused()
+            self.count_failure(header, _connect_error(served.local, end.error))
         elif self._reporter.wants_visitors:
             left: dict[str, Field] = {
                 "visitor": visitor_address(header),
@@ -214,14 +233,11 @@ class LocalVisitors:
             else:
                 self._reporter.report("left", **left)
 
-    def _fail(self, visitor: VisitorConnection, header: bytes, error: OSError) -> None:
+    def _fail(self, visitor: VisitorConnection, header: bytes, local: LocalServer, error: OSError) -> None:
         """Close a visitor because the local server cannot be dialled."""
-        reason = self._connect_error(error)
+        reason = _connect_error(local, error)
         self._close(visitor, reason, answer_http=self._http)
         self.count_failure(header, reason)
-
-    def _connect_error(self, error: OSError) -> str:
-        return f"could not connect to {self._local.target}: {reason_of(error)}"
 
     def count_failure(self, header: bytes, reason: str) -> None:
         """A visitor could not be served, and is closed. `header` is its PROXY header."""
@@ -234,8 +250,9 @@ class LocalVisitors:
 class _ServedVisitor:
     """A visitor that was joined to the local server."""
 
-    def __init__(self, header: bytes, relay: Relay) -> None:
+    def __init__(self, header: bytes, relay: Relay, local: LocalServer) -> None:
         self.header = header
+        self.local = local
         self._relay: Relay | None = relay
         self._since = trio.current_time()
         self._left_at = 0.0
@@ -302,6 +319,10 @@ def end_reason(end: RelayEnd) -> str:
         return str(end.cause.value)
     side = "the local server" if end.side is Side.SERVER else "the visitor"
     return f"connection to {side} failed: {reason_of(end.error)}" if end.error else f"connection to {side} failed"
+
+
+def _connect_error(local: LocalServer, error: OSError) -> str:
+    return f"could not connect to {local.target}: {reason_of(error)}"
 
 
 def _never_connected(error: OSError, moved: int) -> bool:

@@ -107,7 +107,7 @@ class _Probes:
         """A line for each exposure: its address, with its name in front if there are several."""
         lines = []
         for one in self._status.exposures:
-            address = public_address(one.address, self._schemes.get(one.name, "tcp"))
+            address = public_address(one.address, self._schemes.get(one.name, "tcp"), one.ports)
             lines.append(f"{one.name}\t{address}\n" if one.name else f"{address}\n")
         return "".join(lines)
 

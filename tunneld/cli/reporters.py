@@ -57,7 +57,8 @@ class LineReporter:
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the event."""
         if event == "opened":
-            self._announce(f"{self._label()}{public_address(str(fields['address']), self._scheme)}")
+            address = public_address(str(fields["address"]), self._scheme, str(fields.get("ports", "")))
+            self._announce(f"{self._label()}{address}")
         else:
             time = self._clock() if event in FAILURES else ""
             said = " ".join(filter(None, [f"{self._name}:" if self._name else "", sentence(event, fields)]))
@@ -172,13 +173,15 @@ class JsonReporter:
     def report(self, event: str, /, **fields: Field) -> None:
         """Print one object with `time`, `event`, `exposure` if there are several, and the fields of the event."""
         if event == "opened":
-            fields["address"] = public_address(str(fields["address"]), self._scheme)
+            fields["address"] = public_address(str(fields["address"]), self._scheme, str(fields.get("ports", "")))
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._out.put(json_line({"time": time, "event": event, **self._exposure, **fields}))
 
 
-def public_address(client_uri: str, scheme: str) -> str:
-    """Format the public address: the client URI, or `http://HOST:PORT/`."""
+def public_address(client_uri: str, scheme: str, ports: str = "") -> str:
+    """Format the public address: the client URI, or `http://HOST:PORT/`; with several ports `tcp://HOST:20000-20010`."""
+    if ports:
+        return f"{scheme}://{Endpoint.parse(client_uri).authority.rpartition(':')[0]}:{ports}"
     return client_uri if scheme == "tcp" else f"{scheme}://{Endpoint.parse(client_uri).authority}/"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -108,7 +108,7 @@ class TunnelOpener:
     ) -> OpenedTunnel:
         settings, grant = self._settings(), requester.known_grant
         owner = port_owner(grant.name, requester.host)
-        claim = await self._directory.claim(holder, owner, options.client_port, grant)
+        claim = await self._directory.claim(holder, owner, options.requested_ports, grant)
         tunnels = [tunnel for record in claim.records if (tunnel := self._live.find(record.id)) is not None]
         replaceable = [tunnel for tunnel in tunnels if tunnel.phase is not Phase.DRAINING]
         current = replaceable[-1] if replaceable else None
@@ -128,7 +128,8 @@ class TunnelOpener:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
         needs_port = private is None and (not names or permitted.client_port is not None)
-        self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
+        public_ports = permitted.port_count if needs_port else 0
+        self._check_share(settings, grant, backend, owner, opened, claim, public_ports)
         refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
         if private is not None:
             refusal = refusal or await self._directory.why_private_refused(holder, private, grant)
@@ -151,8 +152,7 @@ class TunnelOpener:
         owner: Owner,
         opened: int,
         claim: AddressClaim,
-        *,
-        needs_port: bool,
+        public_ports: int,
     ) -> None:
         """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or ports.
         `opened` is the number of open tunnels of the credential.
@@ -160,8 +160,8 @@ class TunnelOpener:
         share, ports = settings.control.credential_share, settings.tunnels.port_range
         if grant.max_tunnels is None:
             check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
-        if ports[0] and claim.reservation is None and (needs_port or backend == "tcp"):
-            needed = int(backend == "tcp") + int(needs_port)
+        if ports[0] and claim.reservation is None and (public_ports or backend == "tcp"):
+            needed = int(backend == "tcp") + public_ports
             wanted = self._directory.ports_held(owner, ports) + needed
             check_share(grant, "port", wanted, max(len(ports), 2 * needed), share)
 
@@ -178,8 +178,11 @@ class TunnelOpener:
     ) -> TunnelSpec:
         """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
         grant, address = requester.known_grant, claim.reservation
+        wanted: Sequence[int] = permitted.requested_ports
         if address is not None and permitted.client_port is None and not names and permitted.private is None:
             permitted = replace(permitted, client_port=address.client_port)
+            reserved = address.public_ports
+            wanted = reserved if len(reserved) == permitted.port_count else permitted.requested_ports
         return TunnelSpec(
             id=self._live.next_id,
             backend=backend,
@@ -194,6 +197,7 @@ class TunnelOpener:
             asked_from=requested.server_from,
             tenant=self._tenants.of(grant.name, requester.host),
             uid=uuid.uuid4().hex,
+            wanted_ports=tuple(wanted),
             metered=current.metered if current is not None else address.metered if address is not None else 0,
             generation=max((record.generation for record in claim.records), default=0) + 1,
             names=names,
@@ -212,7 +216,7 @@ class TunnelOpener:
         try:
             return Tunnel(spec, self._engine, self._events, replaces=replaced)
         except (LimitReachedError, ListenError, UsageError) as error:
-            anywhere = replace(spec, options=replace(spec.options, client_port=None))
+            anywhere = replace(spec, options=replace(spec.options, client_port=None), wanted_ports=())
             tunnel = Tunnel(anywhere, self._engine, self._events, replaces=replaced)
             log.warning(
                 "tunnel could not get its reserved address", tunnel=spec.id, was=address.client_port,

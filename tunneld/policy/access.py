@@ -145,7 +145,8 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, host: str, opened
         raise NotAllowedError(f"{grant.title} has the role viewer, which opens no tunnels; use one with the role user")
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{grant.title} may not use the backend {backend!r}, only {', '.join(grant.backends)}")
-    _check_port(grant, options.client_port)
+    for port in options.requested_ports:
+        _check_port(grant, port)
     options = bound_server_from(grant, options, host)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
         raise LimitReachedError(
@@ -164,8 +165,8 @@ def bound_server_from(grant: Grant, options: TunnelOptions, host: str) -> Tunnel
     return options
 
 
-def _check_port(grant: Grant, port: int | None) -> None:
-    if port is None or grant.ports is None or any(port in ports for ports in grant.ports):
+def _check_port(grant: Grant, port: int) -> None:
+    if grant.ports is None or any(port in ports for ports in grant.ports):
         return
     raise NotAllowedError(f"{grant.title} may not use public port {port}, only {_ports(grant.ports)} (client_port)")
 
