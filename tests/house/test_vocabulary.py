@@ -38,6 +38,7 @@ COVERED_BY = {
     "acme/plans.py": "acme/test_manager.py",
     "acme/report.py": "acme/test_manager.py",
     "acme/standalone.py": "cli/test_certificate.py",
+    "auth/http_question.py": "sites/test_forward_auth.py",
     "acme/state.py": "acme/test_manager.py",
     "agent/access.py": "agent/test_expose_reconnect.py",
     "agent/defaults.py": "agent/test_config.py",

@@ -15,8 +15,9 @@ import trustme
 from trio.testing import MockClock
 
 from tests.sites.conftest import FakeSite, Received, SitesBench
+from tunneld.auth import http_question
 from tunneld.net.address import HostName
-from tunneld.sites import forward_auth, guard
+from tunneld.sites import guard
 from tunneld.sites.guard import GuardRules, GuardServices, GuardSettings, SiteGuard
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -155,8 +156,8 @@ async def test_an_answer_holds_for_the_same_request_for_a_while(
         b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\nshort",
         b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 403 No\r\nContent-Length: 9999999\r\n\r\n",
-        b"HTTP/1.1 403 No\r\n\r\n" + bytes(forward_auth.MAX_ANSWER_BODY + 1),
-        b"X" * (forward_auth.MAX_ANSWER_HEAD + 1),
+        b"HTTP/1.1 403 No\r\n\r\n" + bytes(http_question.MAX_ANSWER_BODY + 1),
+        b"X" * (http_question.MAX_ANSWER_HEAD + 1),
     ],
 )
 async def test_an_answer_that_makes_no_sense_is_a_502(bench: SitesBench, asked: Asked, answer: bytes) -> None:

@@ -48,6 +48,7 @@ from tunneld.config.values import (
 from tunneld.config.wording import literal
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.policy.site_rules import AuthUrl
 
 
 def _host(value: str) -> str:
@@ -69,6 +70,20 @@ def _name(value: str) -> str:
     return _host(value)
 
 
+def _service(value: str) -> str:
+    """Check a URL, or the absolute path of a program."""
+    if not value or value.startswith("/"):
+        return value
+    try:
+        AuthUrl.parse(value)
+    except UsageError:
+        raise ValueError(
+            f"{literal(value)} is neither a URL (http://127.0.0.1:9000/tunneld) nor the absolute path of a program"
+        ) from None
+    return value
+
+
+AuthorizeEvents = Annotated[tuple[Literal["login", "open", "visitor"], ...], Field(strict=False)]
 Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
@@ -96,6 +111,11 @@ class ControlSettings(Table):
     handshake_timeout: Seconds = 10.0  # a TLS handshake is two round trips; 10 s is a slow satellite link
     idle_timeout: Seconds = 10 * MINUTE  # longer than a person needs for a command; `watch` is exempt
     write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
+    authorize: Annotated[str, AfterValidator(_service)] = ""  # the credentials of this file decide alone
+    authorize_events: AuthorizeEvents = ("login", "open")  # a question for each visitor costs each its round trip
+    authorize_timeout: Seconds = 5.0  # a person waits
+    authorize_cache: SecondsOrNone = MINUTE  # how long a user that was removed elsewhere may go on
+    max_authorizing: Count = 64  # questions at a time: a connection or a process each
 
     _check_host = field_validator("host")(_host)
 

@@ -312,6 +312,8 @@ def executor(daemon: DaemonControl) -> Execute:
             raise UsageError(f"usage: {usage(command)}")
         if request.options and not command.options:
             raise UsageError(f"{command.verb} does not accept {next(iter(request.options))}=; usage: {usage(command)}")
+        if command.role is not None:
+            await daemon.service.authority.check_login(caller.known_grant, caller.host)
         step = partial(daemon.service.turns.step, caller)
         if command.changes:  # it may wait for something, and no request is to wait for it
             async with step():

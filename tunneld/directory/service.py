@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from tunneld.auth.authority import Authority
 from tunneld.config.schema import Settings
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
@@ -74,7 +75,10 @@ class TunnelService:
         self.keys = keys if keys is not None else KeyRegistry()
         self.engine = engine
         self.names = names
-        self._services = BackendServices(backends, self.keys, handshakes, names, identity=identity)
+        self.authority = Authority(lambda: settings().control)
+        self._services = BackendServices(
+            backends, self.keys, handshakes, names, identity=identity, authority=self.authority
+        )
         if names is not None:
             names.is_reserved = lambda name: HostName(name) in self.reservations.table
             names.is_draining = lambda: self.draining or self.leaving
@@ -182,6 +186,8 @@ class TunnelService:
         Raises `DrainingError`, `LimitReachedError`, `ListenError`, `NotAllowedError`, `ShortageError` or `UsageError`,
         and changes nothing then.
         """
+        asked = {"backend": backend.lower(), "name": options.name, "port": options.client_port, "host": options.host}
+        await self.authority.check_open(requester.known_grant, requester.host, asked)
         opened = await self._opener.open(backend.lower(), options, requester)
         tunnel = opened.tunnel
         if opened.options.share:

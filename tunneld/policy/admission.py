@@ -27,6 +27,8 @@ class RefusalKind(Enum):
     "The tunnel has as many visitors as it may have, connected or waiting."
     HEADER = "header"
     "A trusted proxy sent no valid PROXY protocol header for it in time."
+    DENIED = "denied"
+    "The authorization service refused it, or gave no answer (`control.authorize`)."
     UNSERVED = "unserved"
     "No server connection arrived for it, or it disconnected while it waited."
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from tunneld.auth.http_question import AskFailedError
 from tunneld.auth.penalties import Penalties
 from tunneld.net.address import HostName
 from tunneld.policy.admission import NetworkRules
@@ -41,7 +42,7 @@ from tunneld.sites.access import (
     too_many,
 )
 from tunneld.sites.fields import FieldLines, Passage
-from tunneld.sites.forward_auth import AskFailedError, AuthAnswer, ask, cache_key
+from tunneld.sites.forward_auth import AuthAnswer, ask, cache_key
 from tunneld.sites.links import LinkScope, ShareLinks, cookie, cookies_in, token_in
 from tunneld.sites.site import OnVerdict, Request, Verdict
 from tunneld.wire.verifier import matches

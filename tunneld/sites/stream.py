@@ -30,6 +30,7 @@ NOTHING = b""
 
 REFUSAL_STATUSES = {
     RefusalKind.ADDRESS: 403,
+    RefusalKind.DENIED: 403,
     RefusalKind.PER_SOURCE: 429,
     RefusalKind.RATE: 429,
 }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from tunneld.auth.authority import Authority
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.end import End
 from tunneld.engine.engine import Engine, FailureCallback
@@ -61,6 +62,7 @@ class BackendServices:
     names: SharedNames | None = None  # None: this relay has no host names
     privates: PrivateTunnels = field(default_factory=PrivateTunnels)
     identity: Callable[[], Identity | None] = lambda: None  # the relay's key, where it has one
+    authority: Authority = field(default_factory=Authority)  # asks the operator's authorization service
 
     def backend(self, name: str) -> Backend:
         """The backend with this name. Raises `UsageError` where this relay has none."""

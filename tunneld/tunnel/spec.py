@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
 
+from tunneld.auth.authority import VisitorAuthority
 from tunneld.config.schema import TunnelSettings
 from tunneld.net.address import HostName, Private
 from tunneld.net.endpoint import Endpoint, Network, parse_network
@@ -54,6 +55,13 @@ class TunnelSpec:
         """Its address, where it is a private tunnel."""
         claim = self.options.private
         return None if claim is None else Private(claim.node, self.options.name)
+
+    @property
+    def visitor_authority(self) -> VisitorAuthority:
+        """Decides about its visitors, where the operator's authorization service is asked about them."""
+        known = {"id": self.id, "name": self.options.name, "credential": self.credential, "backend": self.backend}
+        known["host"] = " ".join(map(str, self.names))
+        return VisitorAuthority(self.services.authority, known, self.credential or self.requester_host)
 
     @property
     def quota_left(self) -> int | None:

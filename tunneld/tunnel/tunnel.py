@@ -93,7 +93,7 @@ class Tunnel:
         refusals = RefusalLog(spec.id, events, counters.refused)
         self.refusals = refusals.visitors  # how many were refused since it was opened, by the class of the reason
         self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, refusals, self, counters)
-        self.arrivals = WaitingVisitors(limits, self.visitors)
+        self.arrivals = WaitingVisitors(limits, self.visitors, spec.visitor_authority)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
         self.addresses = tuple([ingress.address for ingress in self.ingresses])  # what visitors reach it by

@@ -149,11 +149,14 @@ class VisitorRelays:
         """A visitor was refused and closed."""
         self._refusals.visitor(visitor.peer, refusal)
 
-    def pairing_failed(self, visitor: Visitor, reason: str) -> None:
+    def pairing_failed(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
         """An accepted visitor got no server connection and was closed."""
         self._count_out(visitor.peer)
-        self._refusals.visitor(visitor.peer, AdmissionRefusal(RefusalKind.UNSERVED, reason))
-        self._owner.on_visitor_left(f"its visitor was not served: {reason}")
+        self._refusals.visitor(visitor.peer, refusal)
+        if (
+            refusal.kind is not RefusalKind.DENIED or self._limits.persist
+        ):  # else any client could end a one-shot tunnel
+            self._owner.on_visitor_left(f"its visitor was not served: {refusal.reason}")
 
     def _count_out(self, peer: Peer) -> None:
         """An accepted visitor is gone."""

@@ -20,10 +20,11 @@ from dataclasses import replace
 
 import trio
 
+from tunneld.auth.authority import VisitorAuthority
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import reason_of
 from tunneld.net.sockets import taken_out
-from tunneld.policy.admission import AdmissionRefusal
+from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.tunnel.server_side import ServerConnection, ServerSide
 from tunneld.tunnel.snapshot import WaitingVisitor
@@ -41,9 +42,12 @@ class WaitingVisitors:
     `Arrivals`.
     """
 
-    def __init__(self, limits: EffectiveLimits, relays: VisitorRelays) -> None:
-        """`relays` accepts the visitors, and gets them once they have a server connection."""
+    def __init__(self, limits: EffectiveLimits, relays: VisitorRelays, authority: VisitorAuthority) -> None:
+        """`relays` accepts the visitors, and gets them once they have a server connection. `authority` is asked about
+        each of them before.
+        """
         self._limits = limits
+        self._authority = authority
         self._relays = relays
         self._waiting: dict[Visitor, float] = {}  # each with its deadline in Trio's time
         self._inherited: Sequence[Visitor] = ()  # of the tunnel that this one replaces, until `start`
@@ -67,8 +71,9 @@ class WaitingVisitors:
         wait; `on_failure` is called with bugs.
         """
         self._engine, self._server_side, self._nursery, self._on_failure = engine, server_side, nursery, on_failure
+        asks = self._authority.is_active  # again: it is not known whether the other process got an answer
         for one in adopted:
-            self._wait(one.visitor, trio.current_time() + one.seconds_left)
+            self._wait(one.visitor, trio.current_time() + one.seconds_left, is_authorized=not asks)
         inherited, self._inherited = self._inherited, ()
         for visitor in inherited:
             if not visitor.has_left:
@@ -88,8 +93,14 @@ class WaitingVisitors:
         """See `Arrivals.arrive`."""
         if (refusal := self._relays.admit(visitor, len(self._waiting))) is not None:
             self.refuse(visitor, refusal)
-        else:
+        elif not self._authority.is_active:
             self._pair(visitor)
+        elif (answer := self._authority.remembered(visitor.peer[0])) is None:
+            self._wait(visitor, trio.current_time() + self._limits.pairing_timeout, is_authorized=False)
+        elif answer.allow:
+            self._pair(visitor)
+        else:
+            self._give_up(visitor, answer.reason, RefusalKind.DENIED)
 
     def refuse(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
         """See `Arrivals.refuse`."""
@@ -127,12 +138,15 @@ class WaitingVisitors:
                 return
         self._give_up(visitor, f"{MAX_PAIRINGS} server connections in a row had failed")
 
-    def _wait(self, visitor: Visitor, deadline: float) -> None:
+    def _wait(self, visitor: Visitor, deadline: float, *, is_authorized: bool = True) -> None:
         self._waiting[visitor] = deadline
-        self._nursery.start_soon(self._wait_for_server, visitor, deadline)
+        self._nursery.start_soon(self._wait_for_server, visitor, deadline, is_authorized)
 
-    async def _wait_for_server(self, visitor: Visitor, deadline: float) -> None:
-        """Hold one visitor until a server connection arrives, the visitor's is reset, or the deadline is over."""
+    async def _wait_for_server(self, visitor: Visitor, deadline: float, is_authorized: bool) -> None:
+        """Hold one visitor until a server connection arrives, the visitor's is reset, or the deadline is over. One
+        that `is_authorized` no longer has to be asked about.
+        """
+        kind = RefusalKind.UNSERVED
         reason = f"no server connection within {self._limits.pairing_timeout:g} s (pairing_timeout)"
         server: ServerConnection | None = None
 
@@ -144,22 +158,25 @@ class WaitingVisitors:
         watching = visitor.watch(self._engine, on_left, self._on_failure)
         try:
             with trio.move_on_at(deadline) as scope:
-                server = await self._server_side.dial()
+                if not is_authorized and not (answer := await self._authority.ask(visitor.peer[0])).allow:
+                    kind, reason = RefusalKind.DENIED, answer.reason
+                else:
+                    server = await self._server_side.dial()
         except trio.ClosedResourceError:
             reason = "the tunnel accepts no new visitors"
         finally:
             is_here = self._waiting.pop(visitor, None) is not None  # and not exported or inherited
             watching.release()
             if server is None and is_here:
-                visitor.refuse()
+                visitor.refuse(AdmissionRefusal(kind, "not served"))
         if not is_here:
             if server is not None:
                 server.close()
         elif server is None:
-            self._relays.pairing_failed(visitor, reason)
+            self._relays.pairing_failed(visitor, AdmissionRefusal(kind, reason))
         elif not self._relays.relay(visitor, server):
             self._pair(visitor, deadline)
 
-    def _give_up(self, visitor: Visitor, reason: str) -> None:
-        visitor.refuse()
-        self._relays.pairing_failed(visitor, reason)
+    def _give_up(self, visitor: Visitor, reason: str, kind: RefusalKind = RefusalKind.UNSERVED) -> None:
+        visitor.refuse(AdmissionRefusal(kind, "not served"))
+        self._relays.pairing_failed(visitor, AdmissionRefusal(kind, reason))

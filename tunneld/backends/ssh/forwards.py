@@ -183,6 +183,7 @@ class Leases:
     async def take(self, login: SshLogin, requester: Requester, peer: Peer, forward: Forward) -> Tunnel:
         """Find or open the tunnel of one `-R`, and let `forward` serve it. Raises as `TunnelService.open_tunnel`."""
         (host, port), grant = forward.requested, requester.known_grant
+        await self._service.authority.check_login(grant, requester.host)
         hosts, address = self._requested(host, port)
         base = label_of(login, f"{host}:{port}:{forward.ordinal}")
         async with self._locks.setdefault(login.owner, trio.Lock()):

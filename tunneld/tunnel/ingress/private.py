@@ -110,9 +110,16 @@ class PrivateIngress:
 
 CODES = {
     RefusalKind.ADDRESS: NotAllowedError.code,
+    RefusalKind.DENIED: NotAllowedError.code,
     RefusalKind.UNSERVED: NoSuchTunnelError.code,
 }
 """Codes of the control protocol for refused visitors. All other kinds are limits."""
+
+
+ADVICE = {
+    RefusalKind.DENIED: "the relay's authorization service refused it",
+    RefusalKind.UNSERVED: "its agent must be connected to this relay",
+}
 
 
 class VisitAnswers:
@@ -129,5 +136,5 @@ class VisitAnswers:
     def refused(self, refusal: AdmissionRefusal) -> bytes:
         """See `VisitorAnswers.refused`."""
         code = CODES.get(refusal.kind, LimitReachedError.code)
-        advice = "its agent must be connected to this relay" if refusal.kind is RefusalKind.UNSERVED else "try later"
+        advice = ADVICE.get(refusal.kind, "try later")
         return format_err(code, f"could not visit {self._address}: {refusal.reason}; {advice}")
