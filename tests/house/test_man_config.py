@@ -43,6 +43,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.certificate": "fingerprint",
     "credential.backends": "array of backends",
     "credential.ports": "array of ranges",
+    "credential.bind": "array of networks",
     "credential.networks": "array of networks",
     "credential.names": "array of patterns",
     "credential.server_from": "array of networks",

@@ -28,7 +28,7 @@ from tunneld.directory.requester import Requester
 from tunneld.engine.engine import Engine
 from tunneld.errors import ExpiredError, LimitReachedError, ListenError, NotAllowedError, UsageError
 from tunneld.net.address import HostName, Private
-from tunneld.net.endpoint import is_wildcard
+from tunneld.net.endpoint import is_loopback, is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.options import TunnelOptions
 from tunneld.policy.places import check_share
@@ -123,6 +123,7 @@ class TunnelOpener:
             self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
         private = _private_address(permitted, grant)
+        _check_bind(permitted.bind, settings.tunnels.host)
         check_site_options(permitted, settings.names.forward_auth)
         if (shared := shared_tunnel(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
@@ -273,6 +274,13 @@ def _check_quota(spec: TunnelSpec) -> None:
             f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
             f"is released (quota)"
         )
+
+
+def _check_bind(address: str, host: str) -> None:
+    """Raise `UsageError` where the relay does not listen at an address for tunnels."""
+    everywhere = host in {"", "::"} or (is_wildcard(host) and ":" not in address)
+    if address and not everywhere and address != host and not (is_loopback(address) and is_loopback(host)):
+        raise UsageError(f"address {address} is none at which this relay has tunnels, only {host} (tunnels.host)")
 
 
 def _private_address(options: TunnelOptions, grant: Grant) -> Private | None:

@@ -6,6 +6,7 @@ The parsers are public: the command line and the agent read the same kinds of va
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -59,6 +60,7 @@ class TunnelOptions:
     linger: float | None = None
     proxy_protocol: str | None = None
     client_port: int | None = None
+    bind: str = ""  # the address of the relay at which its public ports are; empty: as the relay listens
     port_count: int = 1  # public ports, from `client_port` on where that is given
     host: tuple[str, ...] = ()  # names as requested; the directory completes them
     tls: Tls = "terminate"  # of host names: where TLS ends
@@ -103,6 +105,8 @@ class TunnelOptions:
         """Raise `UsageError` where several ports are requested that the tunnel cannot have."""
         if self.port_count > 1 and (self.host or self.private is not None):
             raise UsageError("option port_count is for tunnels with ports of their own; leave out host and private")
+        if self.bind and (self.private is not None or (self.host and self.client_port is None)):
+            raise UsageError("option bind is for tunnels with a port of their own; leave it out, or add client_port")
         if self.client_port is not None and self.client_port + self.port_count - 1 > MAX_PORT:
             raise UsageError(f"{self.port_count} ports from {self.client_port} on: the last port is {MAX_PORT}")
 
@@ -167,6 +171,17 @@ def parse_seconds(text: str) -> float:
 def parse_client_port(text: str) -> int:
     """Read a port from 1 to 65535. Raises `ValueError`."""
     return _whole_number(text, "a port", MAX_PORT)
+
+
+def parse_bind(text: str) -> str:
+    """Read an address that is not a wildcard. Raises `ValueError`."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("not an IP address") from None
+    if address.is_unspecified:
+        raise ValueError("not the address of one interface")
+    return str(address)
 
 
 def parse_port_count(text: str) -> int:
@@ -293,6 +308,12 @@ OPTIONS: dict[str, Option] = {
         "port to which clients connect; must be free and allowed by the relay",
         TUNNEL,
         "--port",
+    ),
+    "bind": Option(
+        parse_bind,
+        "ADDRESS",
+        "address of the relay at which the public port is; the credential must allow it",
+        TUNNEL,
     ),
     "port_count": Option(parse_port_count, "COUNT", "number of public ports, consecutive where possible"),
     "name": Option(

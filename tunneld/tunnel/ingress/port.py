@@ -62,7 +62,7 @@ class PortIngress:
         bound = local_address(self._listener) if self._listener is not None else ("", closed_port)
         self._reached: Peer | None = None if is_wildcard(bound[0]) else bound  # where there is only one such address
         self._address = Port(bound[1])
-        self._uri = Endpoint("tcp", spec.advertised_host, bound[1])
+        self._uri = Endpoint("tcp", spec.options.bind or spec.advertised_host, bound[1])
         self._accepting: Registration | None = None
         self._arrivals: Arrivals
         self._nursery: trio.Nursery
@@ -178,7 +178,7 @@ def _first_ports(spec: TunnelSpec, count: int) -> Iterator[int]:
     ports = spec.settings.port_range
     if ports[0] == 0:  # the system chooses
         for _ in range(MAX_TRIES):
-            with bind_in_range(spec.settings.host, ports, order=spec.ports) as probe:
+            with bind_in_range(_host(spec), ports, order=spec.ports) as probe:
                 first = local_address(probe)[1]
             if first + count - 1 <= MAX_PORT:
                 yield first
@@ -201,12 +201,16 @@ def _open_all(openers: Sequence[Callable[[], PortIngress]]) -> list[PortIngress]
     return opened
 
 
+def _host(spec: TunnelSpec) -> str:
+    return spec.options.bind or spec.settings.host
+
+
 def _bind(settings: TunnelSettings, spec: TunnelSpec, takeover: Takeover, requested: int | None) -> socket.socket:
     ports = settings.port_range
     if requested is None:
-        return bind_in_range(settings.host, ports, keepalive=settings.keepalive, order=spec.ports)
+        return bind_in_range(_host(spec), ports, keepalive=settings.keepalive, order=spec.ports)
     if requested not in ports and ports[0] != 0:
         raise UsageError(
             f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
         )
-    return bind_port(settings.host, requested, keepalive=settings.keepalive, held=takeover.listeners)
+    return bind_port(_host(spec), requested, keepalive=settings.keepalive, held=takeover.listeners)
