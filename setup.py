@@ -20,7 +20,7 @@ HOT = {
     "wire": "chunked http1 proxy_protocol",
     "engine": (
         "acceptor budget end end_flow engine events failures flow flows handover limits pipes plain_transport portable"
-        " pump relay scheduler socket_end socket_flow stream_end throttle timers tls_end tls_over_end vanished"
+        " pump relay scheduler socket_end socket_flow stream_end tapped throttle timers tls_end tls_over_end vanished"
     ),
     "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
     "egtp": "carrier channel link output",

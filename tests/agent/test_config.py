@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunneld.agent import config
 from tunneld.agent.config import ExposureConfig, changes, conflict, plan_of
 from tunneld.agent.expose_file import load_plans
 from tunneld.agent.health import Check, UnhealthyPolicy
@@ -15,6 +16,7 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.cli.tunnel import parser
 from tunneld.errors import ConfigError
+from tunneld.inspector.settings import InspectorLimits, InspectSettings
 from tunneld.net.endpoint import Target
 from tunneld.tls.identity import Identity
 from tunneld.wire.lines import Value
@@ -49,6 +51,56 @@ def test_a_table_with_a_target_is_enough(tmp_path: Path) -> None:
     assert read(tmp_path, "[expose.blog]\ntarget = 8000") == {
         "blog": ExposureConfig(Target("127.0.0.1", 8000), request)
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", None),
+        ("inspect = false", None),
+        ("inspect = true", InspectSettings()),
+        ('inspect = "127.0.0.1:5000"', InspectSettings(port=5000, is_default=False)),
+        (
+            'inspect = "[::1]:0"\ninspect_body = "16M"\ninspect_memory = "64M"',
+            InspectSettings("::1", 0, is_default=False, limits=InspectorLimits(body=16_000_000, memory=64_000_000)),
+        ),
+        ("inspect = true\ninspect_memory = 1000000", InspectSettings(limits=InspectorLimits(memory=1_000_000))),
+    ],
+)
+def test_the_inspector(tmp_path: Path, words: str, expected: InspectSettings | None) -> None:
+    assert read(tmp_path, f"[expose.blog]\ntarget = 8000\n{words}")["blog"].inspect == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("inspect = 4040", "is not true, false or a string"),
+        ('inspect = "4040"', "is not ADDRESS:PORT, such as 127.0.0.1:4040; a target goes in front"),
+        ('inspect_body = "17M"', "more than 16M"),
+        ('inspect_memory = "999k"', "not between 1M and 4G"),
+        ('inspect = true\ninspect_body = "5M"', "16M bytes for all requests are less than four bodies of 5M"),
+        ('inspect = true\nscheme = "https"', "inspect cannot read TLS between visitors"),
+        (
+            'inspect = true\nhost = "blog"\ntls = "pass"',
+            "inspect cannot read TLS between visitors",
+        ),
+    ],
+)
+def test_mistakes_of_the_inspector(tmp_path: Path, words: str, problem: str) -> None:
+    (said,) = problems(tmp_path, f"[expose.blog]\ntarget = 8000\n{words}")
+    assert problem in said
+
+
+def test_the_inspector_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "find_spec", lambda _name: None)
+    (said,) = problems(tmp_path, "[expose.blog]\ntarget = 8000\ninspect = true")
+    assert said == "expose.blog: inspect needs the Python package h11, which is not installed"
+
+
+def test_an_inspector_in_front_of_the_target_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["expose", "--inspect", "8000"])
+    assert "a target goes in front: tunnel expose TARGET --inspect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ print("\\n" + json.dumps(sorted(set(sys.modules) - before)))
 
 TRIO = {"trio", "attr", "attrs", "outcome", "sniffio", "sortedcontainers", "idna", "exceptiongroup"}
 """Trio and what it needs."""
+INSPECTOR = {"h11"}
+"""What `--inspect` needs beside."""
 SERVER = {"acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel"}
 """Packages of which an agent needs nothing."""
 NO_SCHEMA = {"config", "config.places", "config.toml_file", "config.trust", "config.wording"}
@@ -34,7 +36,7 @@ UNREACHABLE = "127.0.0.1:1"
 def test_the_agent_as_a_single_file_has_what_an_agent_imports() -> None:
     file = runpy.run_path(str(Path(__file__).parents[2] / "packaging" / "agent.py"))
     packages = {"attr", "exceptiongroup", *file["PURE"]}  # attrs has the module attr; the group is of Python 3.10
-    assert packages == {*TRIO, "segno"}
+    assert packages == TRIO | INSPECTOR | {"segno"}
     assert set(file["RELAY_ONLY"]) == SERVER
 
 

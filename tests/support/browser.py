@@ -51,10 +51,10 @@ class Page:
         assert "errorText" not in done, f"{url}: {done['errorText']}"
         await self.wait_for("Page.loadEventFired")
 
-    async def wait_for(self, method: str) -> None:
-        """Wait until there was such an event since the last visit."""
+    async def wait_for(self, method: str, count: int = 1) -> None:
+        """Wait until there were so many of such an event since the last visit."""
         with trio.fail_after(PATIENCE * 3):
-            while not self.events[method]:
+            while len(self.events[method]) < count:
                 await self._news.wait()
 
     async def ask(self, script: str) -> Any:

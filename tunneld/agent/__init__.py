@@ -10,6 +10,7 @@
     carriers.py          webmux connections that carry many visitors each
     end_visitor.py     visitors that arrive on an End (a channel, or a TLS connection)
     visitors.py        each visitor: dials the local server, joins the two, counts
+    inspection.py      taps of these connections, for the inspector
     local.py           the local server: its addresses, how it is dialled, whether anything listens there
     health.py          health checks of the local server, and the HTTP answer while it is unhealthy
     network.py         detects network changes and suspends; backoff.py: delays between attempts

@@ -17,6 +17,7 @@ from tunneld.agent.logins import auth_option
 from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import TunnelRequest
 from tunneld.errors import UsageError
+from tunneld.inspector.settings import InspectSettings, inspect_settings
 from tunneld.net.endpoint import Target
 from tunneld.policy.options import ANY_HOST, MAX_NAME, MAX_TUNNEL_PORTS, OPTIONS
 
@@ -56,6 +57,7 @@ class ExposureConfig:
     drain_timeout: float = DRAIN_WITHIN
     https: AcmeSettings | None = None
     private: PrivateSettings | None = None
+    inspect: InspectSettings | None = None
     proxy_header: bool = False  # with `https` or `private`: a PROXY header in front of the decrypted bytes
 
 
@@ -92,6 +94,7 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         values["drain_timeout"],
         https,
         private,
+        _inspect(values, spell, passes_tls=not ends_here and _passes_tls(values)),
         bool(values["proxy_protocol"] and ends_here),
     )
 
@@ -100,10 +103,30 @@ def _port_count(count: int, values: Mapping[str, Any], spell: Callable[[str], st
     """The number of public ports for a range of local ones. Raises `UsageError`."""
     if count > MAX_TUNNEL_PORTS:
         raise UsageError(f"{values['target']} has {count} ports; a tunnel has at most {MAX_TUNNEL_PORTS}")
-    for key in ("host", "private", "https_here", "health"):
-        if values[key]:
+    for key in ("host", "private", "https_here", "health", "inspect"):
+        if values[key] not in {None, False}:
             raise UsageError(f"{spell(key)} is for one local server; leave it out, or name one port")
     return count
+
+
+def _passes_tls(values: Mapping[str, Any]) -> bool:
+    """Whether visitors speak TLS with the local server itself."""
+    return values["tls"] == "pass" or bool(values["scheme"] == "https" and not values["host"])
+
+
+def _inspect(values: Mapping[str, Any], spell: Callable[[str], str], *, passes_tls: bool) -> InspectSettings | None:
+    """Where the inspector is, or None. Raises `UsageError`."""
+    if values["inspect"] is None:
+        return None
+    here = spell("inspect")
+    if passes_tls:
+        raise UsageError(
+            f"{here} cannot read TLS between visitors and the local server: expose its plain HTTP port instead, and "
+            f"let TLS end at the relay ({spell('host')}) or here ({spell('https_here')})"
+        )
+    if find_spec("h11") is None:
+        raise UsageError(f"{here} needs the Python package h11, which is not installed")
+    return inspect_settings(values["inspect"], values["inspect_body"], values["inspect_memory"])
 
 
 def _private(

@@ -1,6 +1,7 @@
 """What the agent reports about itself: events, and how each is limited.
 
     opened       the tunnel is open; with several public ports, also ports   address uri id
+    inspecting   the inspector listens; the link to its page                 url
     visitor      a visitor arrived, and the local server is dialled          visitor
     admitted     a visitor of a private tunnel has proved its key            visitor peer id
     visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id

@@ -51,6 +51,7 @@ from tunneld.net.endpoint import Target
 
 if TYPE_CHECKING:
     from tunneld.agent.https import TlsVisitors
+    from tunneld.agent.inspection import Inspection, Inspectors
     from tunneld.agent.private import PrivateVisitors
 
 PORT_REFUSALS = frozenset({LimitReachedError.code, ListenError.code, UsageError.code})
@@ -70,12 +71,14 @@ async def open_exposure(
     *,
     on_withdrawn: Callable[[], None] = lambda: None,
     sockets: ListeningSockets | None = None,
+    inspectors: Inspectors | None = None,
 ) -> AsyncIterator[Exposure]:
     """Yield an exposure, to be run in the block. After the block its tunnel is closed and its visitors are dropped.
 
     The caller runs the `relay` connection, the `engine`, which moves the bytes, and the `monitor`, which ends delays
     early. `on_withdrawn` is called once the relay sends no more visitors, while the present ones finish.
-    Exposures that start together share `sockets`, by which they find out whether their local servers listen.
+    Exposures that start together share `sockets`, by which they find out whether their local servers listen, and
+    `inspectors`.
     """
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -84,7 +87,15 @@ async def open_exposure(
             exposure.on_connection_lost(reason, delay)
 
         stack.enter_context(relay.attached(on_lost))  # first: the connection ends with the last that was attached
-        exposure = Exposure(config, relay, reporter, engine, nursery, monitor, on_withdrawn=on_withdrawn)
+        local, inspection = LocalServer(config.target), None
+        if config.inspect is not None:
+            from tunneld.agent.inspection import Inspectors, open_inspection  # noqa: PLC0415 - h11, for the few
+
+            inspectors = inspectors or Inspectors(nursery)
+            inspection = stack.enter_context(open_inspection(config, local, reporter, inspectors))
+        exposure = Exposure(
+            config, relay, reporter, engine, nursery, monitor, local, inspection, on_withdrawn=on_withdrawn
+        )
         if (check := config.check) is not None:
             on_result = partial(exposure.on_health, check)
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
@@ -113,6 +124,8 @@ class Exposure:
         engine: Engine,
         nursery: trio.Nursery,
         monitor: NetworkMonitor,
+        local: LocalServer,
+        inspection: Inspection | None,
         *,
         on_withdrawn: Callable[[], None],
     ) -> None:
@@ -125,12 +138,13 @@ class Exposure:
         self._monitor = monitor
         self._visitors = LocalVisitors(
             engine,
-            [LocalServer(target) for target in config.target.each],
+            [local] if config.target.count == 1 else [LocalServer(target) for target in config.target.each],
             nursery,
             reporter,
             linger=config.linger,
             http=config.scheme == "http" or config.https is not None,
             on_left=self._on_visitor_left,
+            new_tap=inspection.new_tap if inspection else None,
         )
         shared = bool(config.request.options.get("share"))
         self._tls: TlsVisitors | None = None  # where TLS ends here

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -30,6 +31,9 @@ from tunneld.agent.relay_connection import RelayConnection
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import LocalProtocolError, TunneldError
+
+if TYPE_CHECKING:
+    from tunneld.agent.inspection import Inspectors
 
 ReporterFactory = Callable[[str, ExposureConfig, Callable[[], Activity]], Reporter]
 """Makes the reporter of an exposure from its name, its configuration, and a function that returns what it does."""
@@ -61,6 +65,7 @@ class Exposures:
         self._relays: list[RelayConnection] = []
         self._sockets = ListeningSockets()
         self._nursery: trio.Nursery | None = None
+        self._inspectors: Inspectors | None = None  # once an exposure wants one
         self._ended = trio.Event()
 
     async def run(self, specs: Mapping[str, ExposureSpec]) -> None:
@@ -136,6 +141,7 @@ class Exposures:
                 self._monitor,
                 on_withdrawn=withdrawn.set,
                 sockets=self._sockets,
+                inspectors=self._shared_inspectors(config),
             ) as exposure:
                 opened.append(exposure)
                 self._running[exposure] = name, config
@@ -165,6 +171,15 @@ class Exposures:
         self._relays.append(relay)
         self._nursery.start_soon(relay.run)
         return relay
+
+    def _shared_inspectors(self, config: ExposureConfig) -> Inspectors | None:
+        """The inspectors of this process, for an exposure that wants one."""
+        if config.inspect is not None and self._inspectors is None:
+            from tunneld.agent.inspection import Inspectors  # noqa: PLC0415 - h11, for the few
+
+            assert self._nursery is not None
+            self._inspectors = Inspectors(self._nursery)
+        return self._inspectors
 
     def _end_if_empty(self) -> None:
         if not (self._tasks or self._running):

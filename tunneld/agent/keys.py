@@ -34,11 +34,20 @@ from tunneld.agent.kinds import (
     Number,
     ReadableFile,
     Several,
+    Switch,
     Text,
     Words,
     parse_any,
     parse_network_text,
     parse_request_path,
+)
+from tunneld.inspector.settings import (
+    INSPECT_BODY,
+    INSPECT_MEMORY,
+    INSPECT_PLACE,
+    parse_inspect,
+    parse_kept_body,
+    parse_kept_memory,
 )
 from tunneld.net.endpoint import MAX_PORT, Target, parse_relay
 from tunneld.policy.networks import parse_networks
@@ -57,8 +66,8 @@ from tunneld.policy.private import parse_peer
 from tunneld.policy.rates import Rate
 from tunneld.policy.units import YEAR, parse_positive_seconds, parse_seconds_or_zero
 
-HEALTH, PRIVATE = "health", "private"
-"""The groups of the flags for health checks and private tunnels; the other groups are those of `OPTIONS`."""
+HEALTH, PRIVATE, INSPECTOR = "health", "private", "inspector"
+"""The groups of the flags that the agent alone acts on; the other groups are those of `OPTIONS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +218,26 @@ KEYS: Mapping[str, Setting] = {
     ),
     "identity": Setting(
         ReadableFile(), "private key to use instead of that of `tunnel identity`, or with egtp", PRIVATE, takes="FILE"
+    ),
+    "inspect": Setting(
+        Switch(parse_inspect),
+        f"show requests and responses on a page, see INSPECTOR in tunnel(1) (default: {INSPECT_PLACE})",
+        INSPECTOR,
+        takes="ADDRESS:PORT",
+    ),
+    "inspect_body": Setting(
+        Text(parse_kept_body, numbers=True),
+        f"bytes kept of each body {_WHOLE}",
+        INSPECTOR,
+        INSPECT_BODY,
+        "BYTES[k|M]",
+    ),
+    "inspect_memory": Setting(
+        Text(parse_kept_memory, numbers=True),
+        f"bytes kept of all requests together, then the oldest is dropped {_WHOLE}",
+        INSPECTOR,
+        INSPECT_MEMORY,
+        "BYTES[k|M|G]",
     ),
     "health": Setting(
         Words(("tcp", "http")),

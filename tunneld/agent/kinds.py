@@ -133,6 +133,25 @@ class Text(Kind):
         return value if self.normal is None else self.normal(made)
 
 
+@dataclass(frozen=True, slots=True)
+class Switch(Kind):
+    """A flag with a value or without; true, false or that value in a file. Without a value it is empty text."""
+
+    check: Callable[[str], str]
+
+    def from_text(self, text: str) -> Any:
+        """See `Kind`."""
+        return self.check(text)
+
+    def from_file(self, value: object, place: KeyPlace) -> Any:
+        """See `Kind`."""
+        if isinstance(value, bool):
+            return "" if value else None
+        if not isinstance(value, str):
+            raise BadValueError(f"{literal(value)} is not true, false or a string in quotes")
+        return self.check(value)
+
+
 class ReadableFile(Kind):
     """A file; a relative path in a file starts from the folder of that."""
 

@@ -16,6 +16,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -23,6 +24,7 @@ from tunneld.agent import health
 from tunneld.agent.events import FAILURE_REPORTS, MAX_LATEST, MAX_MESSAGES, Field, LatestVisitor, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
+from tunneld.engine.end import End
 from tunneld.engine.engine import Cause, Engine, Relay, RelayEnd, Side
 from tunneld.errors import RemoteProtocolError, reason_of
 from tunneld.net.dial import check_not_refused
@@ -42,6 +44,16 @@ MAX_HELD = 1000
 """Failed connections that wait for that, at some 500 bytes each."""
 
 
+class VisitorTap(Protocol):
+    """A tap of one visitor's connection to the local server, see agent/inspection.py."""
+
+    def server_end(self, engine: Engine, server: socket.socket) -> End:
+        """The connected socket as an end with this tap. Raises OSError, and closes the socket then."""
+
+    def end(self) -> None:
+        """The connection has ended."""
+
+
 class LocalVisitors:
     """The visitors being served, and the counts of past ones."""
 
@@ -55,10 +67,12 @@ class LocalVisitors:
         linger: float,
         http: bool = False,
         on_left: Callable[[], None] = lambda: None,
+        new_tap: Callable[[str], VisitorTap | None] | None = None,
     ) -> None:
         """Of several `locals_`, a visitor gets the one in the place that its port has in `public_ports`. `nursery` runs
         the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`: if the local server
-        cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor has left.
+        cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor has left. `new_tap`
+        makes a tap for a visitor with this address, where the exposure is inspected.
         """
         self._on_left = on_left
         self.served = 0
@@ -73,6 +87,8 @@ class LocalVisitors:
         self._http = http
         self._relays: dict[Relay, _ServedVisitor] = {}
         self._latest: deque[_ServedVisitor] = deque(maxlen=MAX_LATEST)  # also visitors that have left
+        self._new_tap = new_tap
+        self._taps: dict[Relay, VisitorTap] = {}
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
         self._cut = _CutVisitors(nursery, reporter)
@@ -138,6 +154,8 @@ class LocalVisitors:
             return
         try:
             local = self._local_for(header)
+            if self._new_tap is not None:  # a tap takes connected sockets
+                raise trio.WouldBlock
             server = local.dial_nowait()
             if self._http:
                 check_not_refused(server)
@@ -191,12 +209,30 @@ class LocalVisitors:
             visitor.close("the agent stopped")
             raise
         else:
-            self._join(visitor, server, header, local)
+            self._join_tapped(visitor, server, header, local)
         finally:
             self._dials -= 1
             self._notify_fewer()
 
-    def _join(self, visitor: VisitorConnection, server: socket.socket, header: bytes, local: LocalServer) -> None:
+    def _join_tapped(
+        self, visitor: VisitorConnection, server: socket.socket, header: bytes, local: LocalServer
+    ) -> None:
+        """Join, with a tap if this exposure is inspected."""
+        tap = None if self._new_tap is None else self._new_tap(visitor_address(header))
+        if tap is None:
+            self._join(visitor, server, header, local)
+            return
+        try:
+            end = tap.server_end(self._engine, server)
+        except OSError as error:
+            tap.end()
+            self._fail(visitor, header, local, error)
+        else:
+            self._taps[self._join(visitor, end, header, local)] = tap
+
+    def _join(
+        self, visitor: VisitorConnection, server: socket.socket | End, header: bytes, local: LocalServer
+    ) -> Relay:
         if not self.served:
             self.first.set()
         self.served += 1
@@ -205,8 +241,11 @@ class LocalVisitors:
         self._latest.append(served)
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
+        return relay
 
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
+        if self._taps and (tap := self._taps.pop(relay, None)) is not None:
+            tap.end()
         served, up, down = self._relays.pop(relay, None), relay.up, relay.down
         if served is None:  # dropped, and reported already
             return

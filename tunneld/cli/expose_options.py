@@ -6,8 +6,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tunneld.agent.keys import HEALTH, KEYS, PRIVATE
-from tunneld.agent.kinds import Boolean, Several, Words
+from tunneld.agent.keys import HEALTH, INSPECTOR, KEYS, PRIVATE
+from tunneld.agent.kinds import Boolean, Several, Switch, Words
 from tunneld.cli.access import add_relay_options, parsed
 from tunneld.cli.common import Parser
 from tunneld.policy.options import NAMES, TUNNEL, VISITORS
@@ -17,6 +17,7 @@ GROUPS = {
     NAMES: "host names, if the relay has them",
     VISITORS: "limits for visitors, see TUNNEL OPTIONS in tunneld-control(7)",
     PRIVATE: "private tunnels",
+    INSPECTOR: "inspector: a page with the HTTP requests that pass",
     HEALTH: "health checks of the local server",
 }
 """The titles of the groups of `KEYS`, in the order of the help."""
@@ -52,6 +53,9 @@ def _add_keys(group: argparse._ArgumentGroup, name: str) -> None:
         flag, kind = row.flag or f"--{key.replace('_', '-')}", row.kind
         if isinstance(kind, Boolean):
             group.add_argument(flag, dest=key, action="store_true", help=row.summary)
+        elif isinstance(kind, Switch):
+            read = partial(parsed, kind.from_text)
+            group.add_argument(flag, dest=key, nargs="?", const="", metavar=row.takes, type=read, help=row.summary)
         elif isinstance(kind, Words):
             group.add_argument(flag, dest=key, choices=kind.words, default=row.default, help=row.summary)
         else:

@@ -190,6 +190,7 @@ SENTENCES = {
     "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
     "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
     "left": "left {visitor} up={up} down={down}: {reason}",
+    "inspecting": "inspector: {url}",
     "resumed": "reconnected: tunnel {id} is still open",
     "unhealthy": "the local server is unhealthy: {reason}",
     "healthy": "the local server is healthy again",

@@ -21,7 +21,7 @@ Relays, the same in both engines
 Ends, the sides of a relay
     end             the contract: `End`, `BufferedEnd` and its `EndHandler`
     socket_end      a plain socket
-    tls_end         a TLS connection; with a `plain_transport`, a socket whose bytes are looked at
+    tls_end         a TLS connection; with a `plain_transport`, a socket whose bytes are looked at (`tapped`: by a tap)
     stream_end      any Trio stream
     (mux.channel)   a channel of a carrier
     end_stream      the reverse: an end as a Trio stream
