@@ -40,6 +40,8 @@ COVERED_BY = {
     "acme/standalone.py": "cli/test_certificate.py",
     "auth/http_question.py": "sites/test_forward_auth.py",
     "acme/state.py": "acme/test_manager.py",
+    "agent/folder_app.py": "agent/test_folder.py",
+    "agent/folder_server.py": "agent/test_folder.py",
     "agent/access.py": "agent/test_expose_reconnect.py",
     "agent/defaults.py": "agent/test_config.py",
     "agent/keys.py": "agent/test_config.py",

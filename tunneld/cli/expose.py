@@ -27,6 +27,7 @@ from tunneld import log
 from tunneld.agent.config import plan_of
 from tunneld.agent.events import Activity, Reporter
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.folder import folder_of, serving_folder
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.status import AgentStatus
@@ -70,6 +71,18 @@ def _status_of_said(error: Exception, reporters: list[Reporter]) -> int | None:
 
 async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None:
     """Do that; the reporter is added to `reporters` for the time after."""
+    folder = folder_of(options.target)
+    if folder is not None:
+        async with serving_folder(folder) as target:
+            scheme = "http" if options.scheme in {None, "tcp"} else options.scheme
+            vars(options).update(target=target, scheme=scheme)
+            await _expose(options, reporters, str(folder))
+        return
+    await _expose(options, reporters, options.target)
+
+
+async def _expose(options: argparse.Namespace, reporters: list[Reporter], shown: str) -> None:
+    """Expose a local server, which is `shown` as this."""
     config, relay_access = plan_of(vars(options), as_option), access(options)
     if options.qr and (options.json or options.quiet):
         raise UsageError(f"--qr cannot be combined with {'--json' if options.json else '--quiet'}")
@@ -83,7 +96,7 @@ async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None
             return current[0].activity if current else Activity()
 
         panel = Panel(
-            str(config.target),
+            shown if config.target.path else str(config.target),
             relay_access.where,
             activity,
             keys=output.has_keys,
