@@ -140,7 +140,7 @@ def test_a_long_list_is_bounded(tmp_path: Path) -> None:
     assert list_folder(tmp_path, tmp_path) == [("A", None), ("b", 0)]
 
 
-@pytest.mark.parametrize("target", ["8000", "web:80", "unix:/run/x", "[::1]:80", "5000-5010"])
+@pytest.mark.parametrize("target", ["8000", "web:80", "unix:/run/x", "[::1]:80", "5000-5010", "http://web/"])
 def test_other_targets_are_no_folders(target: str) -> None:
     assert folder_of(target) is None
 

@@ -26,7 +26,7 @@ def folder_of(target: str) -> Path | None:
     """The folder that a target names, if it is written as a path: with a slash, or as one or two dots. Raises
     `UsageError` if there is none.
     """
-    if target.startswith("unix:") or not (os.sep in target or target in {".", "..", "~"}):
+    if target.startswith("unix:") or "://" in target or not (os.sep in target or target in {".", "..", "~"}):
         return None
     path = Path(target).expanduser()
     if not path.is_dir():
