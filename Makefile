@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PAGES := $(wildcard man/*.[1-8])
 
-.PHONY: help demo test test-debian machine lint types man bench packages wheel test-compiled bench-compiled clean
+.PHONY: help docs demo test test-debian machine lint types man bench packages wheel test-compiled bench-compiled clean
 
 help:
 	@echo 'make demo          a web server that only dials out, reachable through a tunnel; Ctrl-C ends it'
@@ -24,6 +24,7 @@ help:
 	@echo '                   tried in a bare system. Needs root, debootstrap, buildah and 20 minutes'
 	@echo "make packages TARGETS='wheel agent'   some of it, not tried"
 	@echo 'make test-compiled bench-compiled   the tests of that, and the benchmark with both'
+	@echo 'make docs          build/docs: the reference of the Python library'
 	@echo 'make clean         remove what the others made'
 
 demo: $(STAMP)
@@ -49,6 +50,10 @@ types: $(STAMP)
 # What is left out is about other pages, which this machine may not have installed, and says nothing of ours.
 man:
 	! mandoc -T lint -W style $(PAGES) 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'
+
+docs: $(STAMP)
+	$(BIN)/python -m pdoc --no-show-source --output-directory build/docs tunneld '!tunneld.'
+	@echo 'build/docs/tunneld.html'
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -6,7 +6,9 @@ system permits a network namespace, so its limit of unauthenticated connections 
     ready        seconds from the start of the agent until the last exposure has its tunnel and a connection that waits
                  for visitors
     back         the same from the start of another relay, after the first one was killed with SIGKILL
-    connections  control connections of the agent, as the relay sees them
+    connections  control connections of the agent, as the relay sees them, and those for visitors: carriers, or parked
+                 ones
+    memory       MiB of the relay and the agent (resident)
     CPU          seconds of the relay's and the agent's processor time for that; they count on a busy machine, too
     refused      connections that a relay refused, in its log; must be 0
 """
@@ -18,6 +20,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,6 +137,12 @@ class Machine:
             await trio.sleep(0.2)
 
     @property
+    def memory(self) -> str:
+        """MiB of the present relay and of the agent."""
+        relay, agent = (resident(child.process.pid) for child in (self._relays[-1], self._agent))
+        return f"memory {relay:.0f} MiB of the relay and {agent:.0f} MiB of the agent"
+
+    @property
     def refused(self) -> int:
         """Lines about refused connections in the logs of all relays."""
         lines = [line for relay in self._relays for line in relay.output.read_text().splitlines()]
@@ -144,6 +153,20 @@ def processor_time(pid: int) -> float:
     """Seconds that a process has run, in user and kernel mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """MiB of a process that are in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def established(host: str, besides: int) -> int:
+    """TCP connections to ports of the relay in this network, without those to the port `besides`."""
+    address = socket.inet_aton(host)[::-1].hex().upper()
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    local = [fields[1].partition(":") for fields in lines if fields[3] == "01"]
+    listening = {fields[1].partition(":")[2] for fields in lines if fields[3] == "0A"} - {f"{besides:04X}"}
+    return sum(host == address and port in listening for host, _, port in local)
 
 
 def private_address() -> str:
@@ -172,13 +195,15 @@ def main() -> int:
         print(f"{options.count} exposures at {host}, {options.backend} in TLS")
         relay, agent = machine.processor_times
         cpu = f"CPU {relay:.1f} s of the relay and {agent:.1f} s of the agent"
-        print(f"ready after {ready:.1f} s, {cpu}, control connections: {connections}")
+        counted = f"control connections: {connections}, for visitors: {established(host, CONTROL)}"
+        print(f"ready after {ready:.1f} s, {cpu}, {machine.memory}, {counted}")
         machine.kill_relay()
         machine.start_relay()
         back, connections = trio.run(machine.until_ready)
         relay, agent = machine.processor_times[0], machine.processor_times[1] - agent
         cpu = f"CPU {relay:.1f} s of the relay and {agent:.1f} s of the agent"
-        print(f"back after {back:.1f} s, {cpu}, control connections: {connections}, refused: {machine.refused}")
+        counted = f"control connections: {connections}, for visitors: {established(host, CONTROL)}"
+        print(f"back after {back:.1f} s, {cpu}, {machine.memory}, {counted}, refused: {machine.refused}")
     return 0
 
 

@@ -3,7 +3,8 @@
 It opens COUNT (10 000) tunnels of the webmux backend through one control connection and prints, at steps, the time of
 an `openTunnel` and the memory of the relay. Then it lists all of them over each interface, while a bystander in another
 process measures the round trips of one byte through a tunnel of its own. The columns `turn` are the processor time of
-the relay's turns meanwhile, see turns.py: by how much a list delays a visitor, on a busy machine, too.
+the relay's turns meanwhile, see turns.py: by how much a list delays a visitor, on a busy machine, too; and that of the
+longest full collection of garbage among them.
 """
 
 from __future__ import annotations
@@ -158,12 +159,13 @@ def measure_listing(control: Control, turns: Turns, interface: str, ask: Callabl
             began = time.perf_counter()
             lengths.append(ask())
             seconds.append(time.perf_counter() - began)
-        turn, longest = turns.percentile(0.99), turns.percentile(1)
+        turn, longest, collection = turns.percentile(0.99), turns.percentile(1), turns.longest_collection
     taken.sort()
     p99, worst = taken[int(len(taken) * 0.99)] * 1e3, taken[-1] * 1e3
     print(
         f"{interface:9}   {lengths[0] / 1e6:9.1f}   {statistics.median(seconds):17.2f}"
-        f"   {statistics.median(taken) * 1e3:20.2f}   {p99:8.1f}   {worst:12.1f}   {turn:12.1f}   {longest:11.1f}",
+        f"   {statistics.median(taken) * 1e3:20.2f}   {p99:8.1f}   {worst:12.1f}   {turn:12.1f}   {longest:11.1f}"
+        f"   {collection:14.1f}",
         flush=True,
     )
 
@@ -207,10 +209,14 @@ def main(count: int) -> None:
         child = crew.start("tunneld", [*turns.command, "--config", crew.file("tunnel.toml", text)])
         child.listening(ports["control"])
         control, pid = Control(ports["control"]), child.process.pid
+        turns.begin()
         measure_opening(control, pid, count)
+        longest, collection = turns.percentile(1), turns.longest_collection
+        print(f"longest turn meanwhile: {longest:.1f} ms, full collection: {collection:.1f} ms", end="")
+        print(f"; of the latter {turns.long_collections} took more than 20 ms")
         call = b"<?xml version='1.0'?><methodCall><methodName>tunnel.list</methodName><params/></methodCall>"
         print("\ninterface      MB each   seconds for a list   bystander: median ms    p99 ms   slowest, ms", end="")
-        print("   turn: p99 ms   longest, ms")
+        print("   turn: p99 ms   longest, ms   collection, ms")
         measure_listing(control, turns, "none", wait_a_moment)
         measure_listing(control, turns, "lines", lambda: list_by_lines(ports["control"]))
         measure_listing(control, turns, "JSON", lambda: list_by_http(ports["http"], "GET", "/api/v1/list", b"", ""))

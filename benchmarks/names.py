@@ -226,6 +226,32 @@ def bulk_by_port(hop: Hop, _seconds: float) -> float | None:
     return _download(hop, hop.port)
 
 
+def _upload(hop: Hop, address: Address | None) -> float | None:
+    if address is None:
+        return None
+    zeros = memoryview(bytes(1 << 20))
+    with socket.create_connection(address, timeout=60) as client:
+        before = hop.seconds()
+        head = f"PUT /put HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {BULK}\r\nConnection: close\r\n\r\n"
+        client.sendall(head.encode())
+        for _ in range(BULK // len(zeros)):
+            client.sendall(zeros)
+        answer = client.recv(65536)
+    if not answer.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204")):
+        raise BenchError(f"unexpected answer: {answer[:80]!r}")
+    return (hop.seconds() - before) / BULK * 1e12
+
+
+def upload(hop: Hop, _seconds: float) -> float | None:
+    """Processor time of an upload of known length by its name, in ms for each GB."""
+    return _upload(hop, hop.http)
+
+
+def upload_by_port(hop: Hop, _seconds: float) -> float | None:
+    """The same through a port."""
+    return _upload(hop, hop.port)
+
+
 def idle(hop: Hop, _seconds: float) -> float:
     """Memory of a connection that has had one answer and is kept, in KiB."""
     before = 0
@@ -261,6 +287,8 @@ ROWS = (
     Measurement("pass-port", "  the same by a port", "µs", passed_by_port),
     Measurement("bulk", "download", "ms/GB", bulk),
     Measurement("bulk-port", "  the same by a port", "ms/GB", bulk_by_port),
+    Measurement("upload", "upload", "ms/GB", upload),
+    Measurement("upload-port", "  the same by a port", "ms/GB", upload_by_port),
     Measurement("pass-bulk", "download, TLS at the server", "ms/GB", passed_bulk),
     Measurement("pass-bulk-port", "  the same by a port", "ms/GB", passed_bulk_by_port),
     Measurement("idle", "idle connection (RSS)", "KiB", idle),
@@ -278,6 +306,7 @@ def origin() -> Iterator[Origin]:
         port, tls = free_port(), free_port()
         text = servers.nginx_basics(crew.folder, descriptor_limit())
         text += servers.HTTP.format(folder=crew.folder, host=LOOPBACK, port=port).rstrip().removesuffix("}")
+        text += "dav_methods PUT; client_max_body_size 0;"
         text += TLS_SERVER.format(folder=crew.folder, host=LOOPBACK, port=tls, **certificate(crew, PASSED))
         child = crew.start("nginx (http)", servers.nginx_command(crew.file("nginx.conf", text)))
         yield Origin(child.listening(port), (LOOPBACK, tls))

@@ -60,6 +60,8 @@ http {{
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
     keepalive_requests 1000000000;
     proxy_buffering off;
+    proxy_request_buffering off;
+    client_max_body_size 0;
     upstream origin {{ server {server[0]}:{server[1]}; keepalive 512; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{http} backlog=4096;

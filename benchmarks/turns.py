@@ -4,11 +4,13 @@ A turn is what the relay does between two waits for events: one round of Trio's 
 one step of each control connection that has something to do. While it lasts, every visitor waits. Unlike a latency,
 its processor time is the same on a machine that has other work.
 
-FILE is a histogram in shared memory, so `Turns` can read it while the relay runs.
+FILE has two histograms in shared memory, so `Turns` can read them while the relay runs: of turns, and of the full
+collections of garbage, which are parts of them.
 """
 
 from __future__ import annotations
 
+import gc
 import mmap
 import sys
 import time
@@ -25,15 +27,27 @@ BUCKETS = 10_000
 UNIT = 100_000
 """Nanoseconds of a bucket; the last one also counts the turns that took longer than a second."""
 
+OLDEST = 2
+"""The generation of a full collection."""
+
 
 class TurnInstrument(Instrument):
     """Counts the turns of this thread by their processor time."""
 
     def __init__(self, path: Path) -> None:
-        """The file has a counter of four bytes for each bucket."""
+        """The file has a counter of four bytes for each bucket of both histograms."""
         with path.open("r+b") as file:
             self._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("I")
-        self._began = time.thread_time_ns()
+        self._began = self._collection_began = time.thread_time_ns()
+
+    def on_collection(self, phase: str, info: dict[str, int]) -> None:
+        """For `gc.callbacks`."""
+        if info["generation"] < OLDEST:
+            return
+        if phase == "start":
+            self._collection_began = time.thread_time_ns()
+        else:
+            self._count(BUCKETS, self._collection_began)
 
     def after_io_wait(self, timeout: float) -> None:
         """A turn begins."""
@@ -41,7 +55,10 @@ class TurnInstrument(Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """A turn is over."""
-        self._counts[min((time.thread_time_ns() - self._began) // UNIT, BUCKETS - 1)] += 1
+        self._count(0, self._began)
+
+    def _count(self, first: int, began: int) -> None:
+        self._counts[first + min((time.thread_time_ns() - began) // UNIT, BUCKETS - 1)] += 1
 
 
 class Turns:
@@ -50,7 +67,7 @@ class Turns:
     def __init__(self, path: Path) -> None:
         """Make the file."""
         self._path = path
-        path.write_bytes(bytes(4 * BUCKETS))
+        path.write_bytes(bytes(2 * 4 * BUCKETS))
         self._before = self._read()
 
     @property
@@ -64,7 +81,22 @@ class Turns:
 
     def percentile(self, part: float) -> float:
         """Milliseconds that this part of the turns did not exceed; with 1, the longest one."""
-        counts = [now - before for now, before in zip(self._read(), self._before, strict=True)]
+        return self._percentile(part, 0)
+
+    @property
+    def longest_collection(self) -> float:
+        """Milliseconds of the longest collection of the oldest generation; 0 if there was none."""
+        return self._percentile(1, BUCKETS)
+
+    @property
+    def long_collections(self) -> int:
+        """How many of these took more than 20 ms."""
+        first = BUCKETS + 20_000_000 // UNIT
+        return sum(self._read()[first:]) - sum(self._before[first:])
+
+    def _percentile(self, part: float, first: int) -> float:
+        last = first + BUCKETS
+        counts = [now - before for now, before in zip(self._read()[first:last], self._before[first:last], strict=True)]
         rest = part * sum(counts)
         for bucket, number in enumerate(counts):
             rest -= number
@@ -77,5 +109,7 @@ class Turns:
 
 
 if __name__ == "__main__":
-    trio.run = partial(trio.run, instruments=[TurnInstrument(Path(sys.argv.pop(1)))])  # type: ignore[assignment]
+    instrument = TurnInstrument(Path(sys.argv.pop(1)))
+    gc.callbacks.append(instrument.on_collection)
+    trio.run = partial(trio.run, instruments=[instrument])  # type: ignore[assignment]
     sys.exit(main())

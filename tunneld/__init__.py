@@ -20,13 +20,28 @@ if TYPE_CHECKING:
     from tunneld.agent.listener import TunnelListener, VisitorStream, open_listener
     from tunneld.agent.visit import visit
     from tunneld.client import Client, connect
-    from tunneld.errors import RefusedError, RelayUnreachableError, TunneldError, UsageError
+    from tunneld.errors import (
+        ConfigError,
+        LocalProtocolError,
+        NotAllowedError,
+        RefusedError,
+        RelayUnreachableError,
+        RemoteProtocolError,
+        ShortageError,
+        TunneldError,
+        UsageError,
+    )
     from tunneld.tls.contexts import client_tls_context
 
 __all__ = [
     "Client",
+    "ConfigError",
+    "LocalProtocolError",
+    "NotAllowedError",
     "RefusedError",
     "RelayUnreachableError",
+    "RemoteProtocolError",
+    "ShortageError",
     "TunnelListener",
     "TunneldError",
     "UsageError",
@@ -42,8 +57,13 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Client": "client",
+    "ConfigError": "errors",
+    "LocalProtocolError": "errors",
+    "NotAllowedError": "errors",
     "RefusedError": "errors",
     "RelayUnreachableError": "errors",
+    "RemoteProtocolError": "errors",
+    "ShortageError": "errors",
     "TunneldError": "errors",
     "TunnelListener": "agent.listener",
     "UsageError": "errors",

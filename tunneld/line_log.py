@@ -53,7 +53,7 @@ class LineLog(Generic[T]):
     def __init__(self, what: str, target: Callable[[], LogTarget[T] | None]) -> None:
         """`what` names it in messages: `access log`."""
         self.lost = 0  # lines since the start
-        self._event = f"{what} lost lines"
+        self._event, self._cannot_open = f"{what} lost lines", f"{what}: could not open the file"
         self._target = target
         self._entries: list[T] = []
         self._unreported = 0
@@ -62,6 +62,11 @@ class LineLog(Generic[T]):
         self._wake = trio.Event()
         self._file = _OpenFile()
         self._writing = trio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Entries whose lines are not being written yet."""
+        return len(self._entries)
 
     def put(self, entry: T) -> None:
         """Write a line for this entry soon, or count it as lost."""
@@ -72,13 +77,15 @@ class LineLog(Generic[T]):
         self._wake.set()
 
     def reopen(self) -> None:
-        """Open the file again before the next line."""
+        """Open the file again now; its place may have changed, too."""
         self._file.reopens = True
+        self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write lines until cancelled, and then the last ones."""
         task_status.started()
         try:
+            await self.flush()
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
@@ -94,12 +101,14 @@ class LineLog(Generic[T]):
         async with self._writing:
             entries, self._entries = self._entries, []
             target = self._target()
-            if entries and target is not None:
+            if target is not None and (entries or (self._file.reopens and target.path is not None)):
                 try:
                     await trio.to_thread.run_sync(self._file.write, target, entries, abandon_on_cancel=True)
                 except OSError as error:
-                    self.reopen()
+                    self._file.reopens = True
                     self._lose(len(entries), reason_of(error))
+                    if not entries:
+                        log.warning(self._cannot_open, path=str(target.path), reason=reason_of(error))
             self._report()
 
     def _lose(self, count: int, reason: str) -> None:
@@ -118,7 +127,7 @@ class _OpenFile:
     """The file. A thread that writes a batch may outlive the log, where a pipe is full."""
 
     def __init__(self) -> None:
-        self.reopens = False
+        self.reopens = True
         self._lock = threading.Lock()  # held by that thread
         self._closes = False
         self._path: Path | None = None

@@ -12,6 +12,7 @@ from tests.agent.support import (
     PATIENCE,
     RecordingReporter,
     RelayHere,
+    carriers_of,
     echo,
     exposed,
     local_server,
@@ -21,11 +22,11 @@ from tests.agent.support import (
 from tests.agent.test_expose import address, ask
 from tests.support.peers import connect, is_dropped, read_exactly
 from tests.support.pki import Pki
-from tunneld.agent import backoff, request
+from tunneld.agent import agent_carrier, backoff, request
 from tunneld.agent import carriers as agent_carriers
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.request import TunnelRequest
-from tunneld.backends import webmux_port
+from tunneld.backends import webmux_shared
 from tunneld.backends.webmux import WebMuxServerSide, find_side
 from tunneld.errors import RefusedError, UsageError
 from tunneld.mux import carrier as mux_carrier
@@ -49,9 +50,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 def carriers(relay: RelayHere) -> list[Carrier]:
     """The carriers of the only tunnel."""
-    side = relay.tunnel.server_side
-    assert isinstance(side, WebMuxServerSide)
-    return [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
+    return carriers_of(relay.tunnel)
 
 
 async def until_carriers(relay: RelayHere, count: int) -> list[Carrier]:
@@ -135,8 +134,9 @@ async def test_hundreds_of_visitors_at_once_cause_more_carriers_and_all_are_serv
             for number, visitor in enumerate(visitors):
                 assert await read_exactly(visitor, 5) == b"%05d" % number
             assert len(carriers(relay)) >= 3
-            loads = [len(carrier.channels) for carrier in carriers(relay)]
-            assert sum(loads) == 300
+            side = relay.tunnel.server_side
+            assert isinstance(side, WebMuxServerSide)
+            assert sum(len(carrier.channels) for carrier in side.carriers) == 300
             assert not reporter.all("failed")
 
 
@@ -149,7 +149,7 @@ class DialRounds:
         self._together = 0
         self._really_dial = RelayAccess.dial_carrier
         monkeypatch.setattr(mux_carrier, "MAX_CHANNELS", places)
-        monkeypatch.setattr(agent_carriers, "NEARLY_FULL_CHANNELS", places - 1)
+        monkeypatch.setattr(agent_carrier, "NEARLY_FULL_CHANNELS", places - 1)
 
         async def dial(access: RelayAccess, uri: Endpoint) -> socket.socket | TlsSocket:
             return await self._dial(access, uri)
@@ -263,12 +263,13 @@ async def test_a_carrier_whose_local_address_is_gone_is_replaced_at_once(monkeyp
             exposure.retry_now()
             assert await ask(address(reporter), b"it is still there") == b"it is still there"
             assert carriers(relay) == [first], "it answered, so nothing was dialled"
-            monkeypatch.setattr(agent_carriers, "is_local_address", lambda _: False)
+            monkeypatch.setattr(agent_carrier, "is_local_address", lambda _: False)
             exposure.retry_now()
             assert (await until_carriers(relay, 2))[0] is first
             assert await ask(address(reporter), b"from elsewhere") == b"from elsewhere"
 
 
+@pytest.mark.interpreted
 async def test_an_agent_with_an_old_key_tries_it_once_and_then_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated attempts with a key from before the relay's restart would look like guessing."""
     attempts: list[str | None] = []
@@ -281,7 +282,7 @@ async def test_an_agent_with_an_old_key_tries_it_once_and_then_asks(monkeypatch:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, local_server(echo) as target, exposed(target, relay.access, reporter):
             await until_carriers(relay, 1)
-            monkeypatch.setattr(webmux_port, "find_side", counting)
+            monkeypatch.setattr(webmux_shared, "find_side", counting)
             relay.tunnel.close("a test")
             await reporter.wait_for("opened", 2)
             await until_carriers(relay, 1)

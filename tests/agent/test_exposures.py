@@ -14,6 +14,7 @@ from tests.agent.support import (
     PATIENCE,
     Handler,
     RecordingReporter,
+    carriers_of,
     echo,
     local_server,
     relay_here,
@@ -29,7 +30,6 @@ from tunneld.agent.events import Activity
 from tunneld.agent.exposures import Exposures, ExposureSpec
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.request import TunnelRequest
-from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.net.endpoint import Endpoint, Target
 
 
@@ -261,9 +261,7 @@ async def test_a_replacement_can_dial_more_carriers_after_its_predecessor_is_gon
         await web.wait_for("closed")
         while len(relay.service.tunnels()) != 1:
             await trio.lowlevel.checkpoint()
-        side = relay.tunnel.server_side
-        assert isinstance(side, WebMuxServerSide)
-        for carrier in list(side.carriers):
+        for carrier in carriers_of(relay.tunnel):
             carrier.close("a test")
         assert await first_word(address(web)) == b"new"
         assert len(web.all("opened")) == 2

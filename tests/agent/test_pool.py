@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.agent.support import PATIENCE
 from tunneld.agent import pool as pool_module
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.carriers import Carriers
+from tunneld.agent.carriers import CarrierSource, RelayCarriers
 from tunneld.agent.handshake_pool import HandshakePool
 from tunneld.agent.pool import WINDOWS_HELD, Pool, PoolLimits, grown_size, needed_size, shrunk_size
 from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorConnection
@@ -215,7 +215,8 @@ async def test_a_connection_made_at_the_moment_of_closing_is_closed_too(
     monkeypatch.setattr(RelayAccess, "dial_keyed", dial_keyed)
     monkeypatch.setattr(RelayAccess, "dial_carrier", dial)
     relay, uri, events = RelayAccess("127.0.0.1:1"), Endpoint.parse("tcp://127.0.0.1:1/key"), EventRecorder().events
-    source: ConnectionSource = Carriers(engine, relay, uri, events, nursery, keep_header=False)
+    carriers = RelayCarriers(engine, relay, nursery)
+    source: ConnectionSource = CarrierSource(carriers, uri, events, nursery, keep_header=False)
     if kind == "keyed":
         source = HandshakePool(engine, relay, uri, PoolLimits(1, 1), events, nursery, keep_header=False)
     with peer:

@@ -12,7 +12,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.support import PATIENCE, RecordingReporter, RelayHere, agent, echo, exposed, local_server, relay_here
+from tests.agent.support import (
+    PATIENCE,
+    RecordingReporter,
+    RelayHere,
+    agent,
+    carriers_of,
+    echo,
+    exposed,
+    local_server,
+    relay_here,
+)
 from tests.agent.test_expose import address, ask
 from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.agent import local, pool, session
@@ -23,14 +33,12 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.agent.request import OpenTunnel, TunnelRequest
 from tunneld.agent.session import TunnelSession
 from tunneld.agent.source import ConnectionSource
-from tunneld.backends.webmux import WebMuxServerSide
 from tunneld.client import Client
 from tunneld.config.schema import ControlSettings
 from tunneld.control.server import serve_lines
 from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import NoSuchTunnelError
-from tunneld.mux.carrier import Carrier
 from tunneld.net import dial, sockets
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.listeners import ReloadableListener
@@ -250,9 +258,7 @@ async def test_an_agent_that_is_cancelled_closes_its_tunnel_over_its_open_connec
 @contextmanager
 def not_reading(tunnel: Tunnel) -> Iterator[None]:
     """The relay reads nothing from the tunnel's carriers for the length of the block."""
-    side = tunnel.server_side
-    assert isinstance(side, WebMuxServerSide)
-    carriers = [carrier for carrier in side.carriers if isinstance(carrier, Carrier)]
+    carriers = carriers_of(tunnel)
     for carrier in carriers:
         carrier.pump.detach(carrier._fd, carrier)
     yield

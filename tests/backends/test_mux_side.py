@@ -62,7 +62,7 @@ class ServerSideBench:
         self._ends.append(far)
         person = RecordingOwner()
         made = Carrier(self._pump, connection_over(near), person, initiator=False, limits=CarrierLimits())
-        person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]
+        person.on_capacity = self.side.on_capacity  # type: ignore[method-assign]  # `on_over` calls it, too
         self.side.admit(made, ("127.0.0.1", 1), MAX_CARRIERS)
         for carrier in self.side.carriers:
             carrier.heartbeat.received = True

@@ -38,6 +38,7 @@ ARGUMENTS = {
     "ban": ["192.0.2.1"],
     "unban": ["192.0.2.1"],
     "share": ["blog", "--for", "2h"],
+    "set": ["t1", "bandwidth=1M"],
 }
 QUOTED = (
     '"' + EVIL.replace("\r", "\\r").replace("\x1b", "\\u001b").replace("\x07", "\\u0007").replace("\b", "\\b") + '\\n"'

@@ -28,8 +28,8 @@ def test_a_change_as_text() -> None:
     new = Settings(tunnels=TunnelSettings(linger=5, host="::1", accept_backoff=1), control=ControlSettings(port=0))
     assert [str(change) for change in diff(Settings(), new)] == [
         "control.port: 7010 -> 0",
-        'tunnels.host: "127.0.0.1" -> "::1"',
-        "tunnels.linger: 60.0 -> 5.0",
+        'tunnels.host: "127.0.0.1" -> "::1" (for tunnels opened from now on)',
+        "tunnels.linger: 60.0 -> 5.0 (for tunnels opened from now on)",
         "tunnels.accept_backoff: 0.1 -> 1.0 (needs a restart)",
     ]
 

@@ -93,7 +93,7 @@ async def test_a_viewer_sees_all_tunnels_without_their_keys(relay: Running) -> N
             (tunnel,) = await viewer.list()
             assert tunnel["server"] == f"{uri.rpartition('/')[0]}/..."
             assert (await viewer.call("show", tunnel["id"])).items[0]["server"] == tunnel["server"]
-            assert (await viewer.status())["tunnels"] == "1"
+            assert (await viewer.status())["tunnels"] == 1
             for verb in (("close", tunnel["id"]), ("openTunnel",), ("reload",)):
                 with pytest.raises(RefusedError, match="has the role viewer"):
                     await viewer.call(*verb)

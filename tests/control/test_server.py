@@ -12,7 +12,7 @@ from tests.support.control import LineClient, running_server
 from tests.support.peers import connect
 from tunneld import __version__
 
-GREETING = f"OK tunneld {__version__} protocol=1 opens=described auth=none"
+GREETING = f"OK tunneld {__version__} protocol=1 opens=described tunnels=shared auth=none"
 LONG = 1e6
 """Timeout of a test in seconds of a mock clock, which the test advances by hand."""
 

@@ -16,7 +16,7 @@ from tunneld import __version__
 from tunneld.config.schema import ControlSettings
 from tunneld.net import sockets
 
-GREETING = f"OK tunneld {__version__} protocol=1 opens=described auth=none"
+GREETING = f"OK tunneld {__version__} protocol=1 opens=described tunnels=shared auth=none"
 LONG = 1e6
 """Timeout of a test in seconds of a mock clock, which the test advances by hand."""
 

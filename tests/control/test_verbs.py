@@ -63,6 +63,7 @@ ABOUT_A_TUNNEL = {
     "show {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "watch {}": ("ok", "no-such-tunnel", "ok", "ok", "not-allowed"),
     "share {} 60": ("usage", "no-such-tunnel", "not-allowed", "usage", "not-allowed"),  # they have no host name
+    "set {} bandwidth=1M": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "trim {} 0": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "kick {} 192.0.2.7": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
     "drain {}": ("ok", "no-such-tunnel", "not-allowed", "ok", "not-allowed"),
@@ -91,6 +92,7 @@ ABOUT_ALL = {
     "ban 192.0.2.7 60": ("not-allowed", "not-allowed", "ok", "not-allowed"),
     "unban 192.0.2.9": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # it is not banned
     "bans": ("not-allowed", "ok", "ok", "not-allowed"),
+    "credentials": ("not-allowed", "ok", "ok", "not-allowed"),
     "certificates": ("not-allowed", "ok", "ok", "not-allowed"),
     "renew blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),  # [acme] is not enabled
     "tryCertificate blog.example.org": ("not-allowed", "not-allowed", "usage", "not-allowed"),
@@ -174,8 +176,9 @@ async def test_watch_reports_the_tunnels_of_the_credential(relay: TwoTunnels, nu
     alice, root = streams["alice"], streams["root"]
     assert alice is not None
     assert root is not None
-    assert await events_of(alice, 2) == [("opened", "t3"), ("closed", "t1")]
-    assert await events_of(root, 3) == [("closed", "t2"), ("opened", "t3"), ("closed", "t1")]
+    of_alice = [("opened", "t3"), ("request", "t1"), ("closed", "t1")]
+    assert await events_of(alice, 3) == of_alice
+    assert await events_of(root, 5) == [("request", "t2"), ("closed", "t2"), *of_alice]
 
 
 @pytest.mark.parametrize("about", ["", " {}"])
@@ -193,7 +196,7 @@ async def test_watch_stops_after_its_credential_is_revoked_or_restricted(relay: 
         now[0] = ROOT
         relay.daemon.service.events.refresh()
         await relay.request(BOB, f"close {relay.of_bob}")
-    assert (await anext(stream))[0]["event"] == "closed"
+    assert [event["event"] for event in await anext(stream)] == ["request", "closed"]
     now[0] = None
     relay.daemon.service.events.refresh()
     await relay.request(ALICE, f"close {relay.of_alice}")

@@ -136,7 +136,7 @@ def test_a_file_with_a_wider_mode_is_restricted(database: Database) -> None:
 
 
 def test_two_daemons_do_not_share_a_file(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunneld.directory.database.LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr("tunneld.directory.sqlite_file.LOCK_TIMEOUT", 0.01)
     with pytest.raises(StoreError, match=r"reservations\.db: in use by another process"):
         Database(database.path.parent)
 
@@ -195,7 +195,7 @@ def test_random_damage_is_survived(database: Database, seed: int) -> None:
 def test_invalid_rows_are_counted_and_ignored(database: Database) -> None:
     database.write([change(record())])
     for row in (("a", "", "b", "tcp", "70000", "tcp://h:1", None, 0), ("a", "", "c", "tcp", "1", "nonsense", None, 0)):
-        database._connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.connection.execute("INSERT INTO reservation VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     assert database.load() == ([record()], 2)
 
 
@@ -216,13 +216,13 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_full_disk_changes_nothing_and_is_recovered_from(database: Database) -> None:
     """SQLite's own limit of pages takes the place of the disk: it also fails in the middle of a transaction."""
     database.write([change(record())])
-    pages = database._connection.execute("PRAGMA page_count").fetchone()[0]
-    database._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = database.connection.execute("PRAGMA page_count").fetchone()[0]
+    database.connection.execute(f"PRAGMA max_page_count = {pages}")
     many = [change(record(ReservationKey("alice", f"n{number}"), number + 1)) for number in range(1000)]
     with pytest.raises(StoreError, match="database or disk is full"):
         database.write(many)
     assert database.load() == ([record()], 0)
-    database._connection.execute("PRAGMA max_page_count = 100000")
+    database.connection.execute("PRAGMA max_page_count = 100000")
     database.write(many)
     assert len(database.load()[0]) == 1001
 

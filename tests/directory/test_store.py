@@ -228,7 +228,7 @@ async def test_the_end_does_not_wait_for_a_hanging_write_and_the_file_is_closed_
     table = ReservationTable()
     monkeypatch.setattr(store, "DISK_TIMEOUT", 0.05)
     release = threading.Event()
-    monkeypatch.setattr(Database, "_write", lambda *_: release.wait())
+    monkeypatch.setattr("tunneld.directory.database._write", lambda *_: release.wait())
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             made = await start(tmp_path, nursery, table)

@@ -79,6 +79,22 @@ def test_a_quantum_is_a_twentieth_of_a_second_within_bounds(rate: float, quantum
     assert bucket.size == max(BURST_SECONDS * rate, quantum)
 
 
+def test_a_changed_rate_and_quota_hold_from_then_on() -> None:
+    bucket = TokenBucket(None, None, 0.0)
+    assert bucket.take(0.0) == MAX_QUANTUM
+    bucket.change(100_000, 4000)
+    assert bucket.take(0.05) == 4000
+    assert bucket.used_up
+    bucket.change(100_000, 10**6)
+    taken = 0
+    for hundredth in range(5, 1005):
+        while count := bucket.take(hundredth / 100):
+            taken += count
+    assert 0.95 * 10**6 <= taken <= 10**6 + bucket.size
+    bucket.change(None, None)
+    assert bucket.take(10.04) == MAX_QUANTUM
+
+
 def test_after_its_wait_there_is_a_quantum() -> None:
     bucket = TokenBucket(1000, None, 0.0)
     while bucket.take(0.0):

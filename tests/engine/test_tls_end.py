@@ -16,7 +16,9 @@ from tests.support.pki import Pki
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Cause, Relay, Side
 from tunneld.engine.limits import EngineLimits
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
+from tunneld.engine.tapped import TappedTransport
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.tls.connection import TlsSocket
 
@@ -341,3 +343,41 @@ async def test_close_notify_can_be_sent_while_received_bytes_are_unread(pki: Pki
     assert received == NOISE[:50_000]
     agent.close()
     relay.close()
+
+
+class CountingTap:
+    """Counts the bytes that it sees."""
+
+    def __init__(self) -> None:
+        self.read = self.written = 0
+
+    def on_written(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += len(data)
+
+    def on_read(self, data: bytes | bytearray | memoryview) -> None:
+        self.read += len(data)
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+async def test_bulk_data_of_a_plain_connection_passes_in_pipes_unless_it_is_tapped(tapped: bool) -> None:
+    pump, tap, ends = Pump(EngineLimits()), CountingTap(), Ends()
+    (far, near), (other_far, other) = tcp_pair(), tcp_pair()
+    client, server = stream(far), stream(other_far)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        end = TlsEnd(pump, TappedTransport(other, tap) if tapped else PlainTransport(other))
+        end.start()
+        pump.join(near, end, linger=30, on_end=ends.note)
+        async with trio.open_nursery() as both:
+            both.start_soon(client.send_all, NOISE)
+            both.start_soon(server.send_all, NOISE)
+            assert await read_exactly(server, len(NOISE)) == NOISE
+            assert await read_exactly(client, len(NOISE)) == NOISE
+        assert (tap.read, tap.written) == ((len(NOISE), len(NOISE)) if tapped else (0, 0))
+        assert (pump.pipes.open > 0) is not tapped
+        await client.send_eof()
+        await server.send_eof()
+        assert (await ends.one()).cause is Cause.FINISHED
+        nursery.cancel_scope.cancel()
+    for each in (client, server):
+        each.socket.close()

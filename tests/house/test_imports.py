@@ -66,7 +66,7 @@ def imported(*arguments: str) -> tuple[set[str], set[str]]:
 def test_help_and_version_import_no_package(arguments: list[str]) -> None:
     ours, packages = imported(*arguments)
     assert packages == set()
-    assert {name.split(".")[0] for name in ours} <= {"cli", "errors", "log", "net", "policy"}
+    assert {name.split(".")[0] for name in ours} <= {"cli", "errors", "log", "net", "policy", "wire"}
 
 
 def test_version_imports_no_options() -> None:

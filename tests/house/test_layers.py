@@ -101,7 +101,8 @@ def test_the_check_detects_an_upward_import(tmp_path: Path) -> None:
 
 ENGINE_CONTRACT = {
     *("acceptor", "budget", "end", "end_stream", "engine", "events", "failures", "handover", "limits", "new_engine"),
-    *("plain_transport", "pump", "scheduler", "stream_end", "tapped", "throttle", "timers", "tls_end", "tls_over_end"),
+    *("pipes", "plain_transport", "pump", "scheduler", "stream_end", "tapped", "throttle", "timers", "tls_end"),
+    "tls_over_end",
 }
 """Modules of the engine that other packages may import: not its relays, flows and tables."""
 

@@ -72,6 +72,8 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "names.response_timeout": "seconds, or 0",
     "names.forward_auth": "array of URLs",
     "names.forward_auth_cache": "seconds, or 0",
+    "events.max_kept": "count, or 0",
+    "metrics.max_tunnels": "count, or 0",
     "daemon.user": "user",
     "daemon.group": "group",
     "ssh.host": "host",

@@ -25,7 +25,7 @@ PAGE = Path(tunneld.__file__).parents[1] / "man" / "tunnel.1"
 TEXT = PAGE.read_text()
 SubParsers = argparse._SubParsersAction
 WITHOUT_A_COMMAND = {
-    *("auth", "help", "quit", "join", "leave", "certificates", "trycertificate", "renew"),
+    *("auth", "help", "quit", "join", "leave", "certificates", "credentials", "trycertificate", "renew"),
     *("visittunnel", "invitevisitor"),
 }
 """Verbs of the control protocol without a command of `tunnel`: they concern one connection, or only agents, or are

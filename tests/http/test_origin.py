@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.http.support import running_http
-from tunneld.config.schema import HttpSettings
+from tunneld.config.http import HttpSettings
 from tunneld.http.origin import SERVLET, Head, refusal
 
 HERE = "127.0.0.1:7011"

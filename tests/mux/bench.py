@@ -54,6 +54,9 @@ class RecordingOwner:
     def on_capacity(self) -> None:
         self.capacity_calls += 1
 
+    def on_over(self, _channel: Channel) -> None:
+        self.on_capacity()
+
     def on_pong(self) -> None:
         self.pongs += 1
         self.called.set()

@@ -13,9 +13,10 @@ from trio.testing import MockClock
 
 from tests.engine.bench import NOISE, Ends, flood, read_all, read_exactly, stream, tcp_pair
 from tests.mux.bench import CarrierPair, RecordingOwner
-from tunneld.engine.end_flow import MIN_READ_COST, EndToSocket, SocketToEnd
+from tunneld.engine.end_flow import EndToSocket
 from tunneld.engine.engine import Cause
 from tunneld.engine.pump import Pump
+from tunneld.engine.socket_to_end import MIN_READ_COST, SocketToEnd
 from tunneld.mux.carrier import PREAUTH_EXCEEDED, Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import Connection

@@ -190,6 +190,13 @@ class AnySequence(RuleBasedStateMachine):
         }
 
     @invariant()
+    def the_ports_of_closed_tunnels_are_counted_by_owner(self) -> None:
+        kept = [each for each in self.table if each.expires is not None]
+        for owner in {each.holder.owner for each in kept} | {("nobody", "")}:
+            mine = {port for each in kept if each.holder.owner == owner for port in each.ports}
+            assert set(self.table.kept_ports(owner)) == mine
+
+    @invariant()
     def limits_hold(self) -> None:
         kept = [each for each in self.table if each.expires is not None]
         assert len(kept) <= 4

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.engine.bench import Ends, open_descriptors, stream, tcp_pair
+from tunneld.engine.engine import Limiter
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
@@ -93,6 +94,7 @@ class FakeSite:
     refusal: AdmissionRefusal | None = None
     is_waiting: bool = False  # for a connection to the hidden server: the test connects it
     keeps_tls: bool = False
+    throttle: Limiter | None = None
     clients: list[str] = field(default_factory=list)
     reached: list[Peer | None] = field(default_factory=list)  # by connections that are passed on
     servers: list[trio.SocketStream] = field(default_factory=list)
@@ -127,13 +129,13 @@ class FakeSite:
         self.connect(connection)
 
     def connect(self, requests: RequestStream | socket.socket) -> None:
-        far, near = tcp_pair()
+        far, near = tcp_pair(SO_RCVBUF=65_536, SO_SNDBUF=65_536)
         ends = Ends()
         self.servers.append(stream(far))
         self.ends.append(ends)
         self.connected.set()
         self.connected = trio.Event()
-        self.pump.join(requests, near, linger=30.0, on_end=ends.note)
+        self.pump.join(requests, near, linger=30.0, on_end=ends.note, throttle=self.throttle)
 
     async def server(self, number: int = 0) -> Received:
         """The hidden server's connection with this number, once there is one."""

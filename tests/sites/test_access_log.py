@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,12 +43,14 @@ class LogBench:
 
 
 @pytest.fixture
-async def logged(tmp_path: Path, nursery: trio.Nursery, bench: SitesBench) -> LogBench:
+async def logged(tmp_path: Path, bench: SitesBench) -> AsyncIterator[LogBench]:
     settings = LogSettings(tmp_path / "access.log")
     log = AccessLog(lambda: settings)
-    await nursery.start(log.run)
-    bench.access_log = log
-    return LogBench(settings, log)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        bench.access_log = log
+        yield LogBench(settings, log)
+        nursery.cancel_scope.cancel()
 
 
 async def test_each_request_of_a_connection_has_a_line(bench: SitesBench, logged: LogBench) -> None:
@@ -147,7 +150,8 @@ async def test_a_reader_that_does_not_read_costs_lines_and_nothing_else(
         async with trio.open_nursery() as nursery:
             await nursery.start(log.run)
             log.end(replace(record(), tunnel="t" * 200_000))  # more than a pipe holds
-            await trio.testing.wait_all_tasks_blocked()
+            while log.waiting:
+                await trio.lowlevel.checkpoint()
             for _ in range(15):
                 log.end(record())
             assert log.lost == 5

@@ -190,6 +190,36 @@ async def test_large_bodies_pass_both_ways_at_once(bench: SitesBench, chunked: b
     assert len(site.servers) == 1
 
 
+@pytest.mark.parametrize("size", [32_000, 33_000, 60_000, 65_000])
+async def test_a_body_that_comes_in_one_read_with_its_head_is_passed_on(bench: SitesBench, size: int) -> None:
+    """Together they may be longer than a head."""
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    request = b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: %d\r\n\r\n" % size
+    await visitor.far.send_all(request + NOISE[:size] + GET % (b"next", b"a.example"))
+    server = await site.server()
+    await server.head()
+    assert await server.exactly(size) == NOISE[:size]
+    await server.far.send_all(ok(b"first"))
+    await visitor.response()
+    assert (await server.head())[0] == b"GET /next HTTP/1.1"
+    await server.far.send_all(ok(b"second"))
+    await visitor.response()
+
+
+async def test_the_engine_may_stop_while_a_visitor_sends(bench: SitesBench) -> None:
+    site = bench.site("a.example")
+    visitor = bench.visit()
+    await visitor.far.send_all(b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n7fffffff\r\n")
+    server = await site.server()
+    await server.head()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(visitor.far.send_all, NOISE * 8)
+        while not bench.connections[0]._end.buffered:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_response_of_unknown_length_ends_with_the_connection(bench: SitesBench) -> None:
     site = bench.site("a.example")
     visitor = bench.visit()

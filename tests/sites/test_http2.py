@@ -148,6 +148,49 @@ async def test_a_request_and_its_response(ports: PortsBench, connect: Connect) -
     assert not {"connection", "x-own"} & final.keys()
 
 
+def frames_in(data: bytes) -> list[tuple[int, int, bytes]]:
+    """Type, stream and payload of each frame. The client's `h2` reads nothing behind a GOAWAY."""
+    found = []
+    while data:
+        size = int.from_bytes(data[:3])
+        found.append((data[3], int.from_bytes(data[5:9]), data[9 : 9 + size]))
+        data = data[9 + size :]
+    return found
+
+
+GOAWAY, RST_STREAM, DATA = 7, 3, 0
+
+
+async def test_a_relay_that_drains_completes_streams_and_takes_no_more(ports: PortsBench, connect: Connect) -> None:
+    site = ports.site(NAME)
+    visitor = await connect()
+    first = await visitor.ask()
+    server = await site.server()
+    await server.head()
+    ports.names.on_draining()
+    ports.names.on_draining()
+    second = await visitor.ask()
+    await server.far.send_all(OK)
+    found = frames_in(b"".join([bytes(chunk) async for chunk in visitor.tls]))
+    told = [(kind, stream, payload) for kind, stream, payload in found if kind in (GOAWAY, RST_STREAM, DATA)]
+    assert told[0] == (GOAWAY, 0, first.to_bytes(4) + bytes(4))
+    assert (RST_STREAM, second, h2.errors.ErrorCodes.REFUSED_STREAM.to_bytes(4)) in told
+    assert (DATA, first, b"ok") in told
+    assert len(site.servers) == 1
+
+
+async def test_a_connection_without_streams_is_closed_when_the_relay_drains(
+    ports: PortsBench, connect: Connect
+) -> None:
+    site = ports.site(NAME)
+    visitor = await connect()
+    number = await visitor.ask()
+    await (await site.server()).far.send_all(OK)
+    assert await visitor.response(number) == ("200", b"ok")
+    ports.names.on_draining()
+    assert await visitor.until_gone() == h2.errors.ErrorCodes.NO_ERROR
+
+
 async def test_without_the_setting_there_is_no_http2(ports: PortsBench) -> None:
     tls = await ports.handshake(NAME, "h2", "http/1.1")
     assert tls.selected_alpn_protocol() == "http/1.1"

@@ -2,12 +2,12 @@
 
     expose.py          one exposure: connects, opens the tunnel, and after a loss does both again; shutdown.py ends it
     exposures.py       several exposures in one process
-    relay_connection.py  the control connection to a relay, which all of them share
+    relay_connection.py  the control connection to a relay, and its carriers, which all of them share
     session.py         one open tunnel at one relay: checks it, refills its connections, closes it
     request.py         how a tunnel is opened: backend, options, encryption
     source.py          what a source of connections is: either
     pool.py              connections parked at the relay ahead of demand; handshake_pool.py: with a key or TLS, or
-    carriers.py          webmux connections that carry many visitors each
+    carriers.py          webmux connections that carry many visitors each, and several tunnels: agent_carrier.py is one
     end_visitor.py     visitors that arrive on an End (a channel, or a TLS connection)
     visitors.py        each visitor: dials the local server, joins the two, counts
     inspection.py      taps of these connections, for the inspector

@@ -61,6 +61,7 @@ class RelayAccess:
     reread_secret: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     secret_source: str = field(default="", compare=False)
     shares_port: bool = field(default=False, compare=False)  # carriers go to the port of the control connection, too
+    shares_carriers: bool = field(default=False, compare=False)  # the relay takes several tunnels on a carrier
     carrier_session: ssl.SSLSession | None = field(
         default=None, repr=False, compare=False
     )  # for the next one to resume

@@ -1,115 +1,133 @@
-"""The carriers of one tunnel: connections to the relay's shared port, each of which carries up to 126 visitors.
+"""The carriers of a process: connections to a relay's shared port, each of which carries up to 126 visitors.
 
-    task       dials while no carrier answers and has places left, else sleeps. It ends with the last carrier;
-               cancelling it closes all of them
-    carrier    sends the server URI, then a ping: the pong proves that the relay accepted it
-    visitor    a channel that the relay opened: its PROXY header is read, then the channel is handed over
+    RelayCarriers          one for each relay
+    └─ CarrierGroup ×G     up to `MAX_TUNNELS` tunnels, and the carriers that all of them are offered on
+       ├─ task             dials while no carrier answers and has places left, else sleeps. It ends with the group;
+       │                   cancelling it closes all carriers
+       └─ AgentCarrier ×N  one connection, see agent_carrier.py
+    CarrierSource ×tunnel  what its session sees of that
 
-The relay gives each visitor to the carrier with the fewest. Another carrier is dialled when the existing ones are
-nearly full. A crowd fills the new one before the agent learns that it was accepted; then two more are dialled, then
-four, and so on, so that thousands of waiting visitors do not wait a round trip per hundred of them.
+So hundreds of exposures need a handful of connections, and one more exposure needs a message. The relay gives each
+visitor to the carrier with the fewest. Another carrier is dialled when the existing ones are nearly full. A crowd fills
+the new one before the agent learns that it was accepted; then two more are dialled, then four, and so on, so that
+thousands of waiting visitors do not wait a round trip per hundred of them.
 
 A carrier that stops answering is not dropped; another one is dialled beside it. The relay prefers the one that answers,
 and if the silence was short, nothing is lost. At the relay the tunnel outlives its carriers for a while, so none of
-this needs the control connection. If the relay has forgotten the tunnel, carriers end before a pong. That is *trouble*:
-dialling pauses until the session has checked the tunnel. Without a control connection it pauses after the first
+this needs the control connection. If the relay has forgotten a tunnel, it refuses the offer. That is *trouble*: the
+tunnel is offered no more until its session has checked it. Without a control connection dialling pauses after the first
 failure: the relay is gone, and the control connection alone looks for it.
 
-Each tunnel has carriers of its own. All tunnels of a process at one relay could share them, since WebMUX defines any
-number of endpoints on a connection. What that takes, and is not done: the agent defines one endpoint for each key; the
-relay answers each, since closing the connection, with which it refuses a key today, would end the other tunnels; and a
-visitor's channel names its tunnel, by the protocol id of the atom with which the agent defined the endpoint (0x20000 +
-index, 256 on a connection). The greeting of the control connection announces it, as it does `opens=described`. The
-relay must divide a carrier's turns, its unsent bytes and its 126 channels among the tunnels on it, end one of them with
-a message where it closes the connection now, and withdraw and drain by endpoint. A pool per relay then replaces this
-class, and a source per tunnel remains.
+A relay of an earlier version takes one tunnel on a carrier: then each tunnel has a group of its own.
 """
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Collection
 from dataclasses import replace
 from typing import cast
 
 import trio
 
 from tunneld.agent.access import MAX_CONCURRENT_DIALS, RelayAccess
+from tunneld.agent.agent_carrier import AgentCarrier, Offer
 from tunneld.agent.backoff import Backoff
-from tunneld.agent.end_visitor import EndVisitor, VisitorSink
-from tunneld.agent.network import is_local_address
+from tunneld.agent.end_visitor import VisitorSink
 from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
 from tunneld.errors import RelayUnreachableError, RemoteProtocolError, ShortageError
-from tunneld.mux.carrier import MAX_CHANNELS, Carrier
-from tunneld.mux.channel import Channel
-from tunneld.mux.connection import connection_over
 from tunneld.mux.limits import CarrierLimits
 from tunneld.net.endpoint import Endpoint
 from tunneld.tls.connection import TlsSocket
 
+MAX_TUNNELS = 100
+"""Tunnels of a group. A carrier has 126 sessions for them; some are left for tunnels whose last visitors finish."""
 MAX_CARRIERS = 80
-"""Carriers of one tunnel: enough for ten thousand visitors, the relay's default limit."""
-NEARLY_FULL_CHANNELS = MAX_CHANNELS * 3 // 4
-"""Open channels from which a carrier counts as nearly full. When all are, another one is dialled before visitors have
-to wait.
-"""
+"""Carriers of a group: enough for ten thousand visitors, the relay's default limit."""
 FIRST_DIAL_DELAY, MAX_DIAL_DELAY = 0.25, 2.0
 """Seconds between attempts to dial. Short, because a dead network answers no attempt and a restart of the relay takes a
 second. The session ends the attempts when the tunnel is gone.
 """
 
 
-class Carriers:
-    """The carriers of one tunnel. Implements `ConnectionSource`."""
+class RelayCarriers:
+    """All carriers of a process to one relay."""
+
+    def __init__(
+        self, engine: Engine, relay: RelayAccess, nursery: trio.Nursery, limits: CarrierLimits | None = None
+    ) -> None:
+        """`nursery` runs the tasks that dial."""
+        self._engine = cast(Pump, engine)
+        self._relay = relay
+        self._nursery = nursery
+        self._limits = limits or CarrierLimits()
+        self._groups: list[CarrierGroup] = []
+
+    def join(self, source: CarrierSource) -> CarrierGroup:
+        """Give a source a group of the same address with room for it."""
+        self._groups = [group for group in self._groups if group.sources]
+        address, shared = replace(source.uri, key=""), self._relay.shares_carriers
+        for group in self._groups:
+            if group.address == address and group.shared and shared and len(group.sources) < MAX_TUNNELS:
+                break
+        else:
+            group = CarrierGroup(self._engine, self._relay, address, self._limits, shared=shared)
+            self._groups.append(group)
+        group.add(source, self._nursery)
+        return group
+
+
+class CarrierSource:
+    """The connections of one tunnel: its offers on the carriers of a group. Implements `ConnectionSource` and
+    `OfferingSource`.
+    """
 
     size = 0
 
     def __init__(
         self,
-        engine: Engine,
-        relay: RelayAccess,
+        carriers: RelayCarriers,
         uri: Endpoint,
         events: SourceEvents,
         nursery: trio.Nursery,
         *,
         keep_header: bool,
-        limits: CarrierLimits | None = None,
     ) -> None:
-        """`uri` is the server URI; `nursery` runs the task that dials. `keep_header`: leave the PROXY header in front
-        of the visitor's bytes.
+        """`uri` is the server URI. When `nursery` is cancelled, the tunnel's visitors are dropped. `keep_header`: leave
+        the PROXY header in front of the visitor's bytes.
         """
+        self.uri = uri
         self.visitor_sink = VisitorSink(events.on_visitor, events.on_failure, keep_header)
-        self.closed = False  # no new carriers; each one ends with its last visitor
-        self._engine = cast(Pump, engine)
-        self._relay = relay
-        self._uri = uri
+        self.closed = False  # no new visitors; each offer ends with its last one
+        self.paused = True  # offered on no further carrier
+        self._carriers = carriers
         self._events = events
-        self._limits = limits or CarrierLimits()
-        self._carriers: dict[_AgentCarrier, None] = {}
         self._nursery = nursery
-        self._wake = trio.Event()
+        self._group: CarrierGroup | None = None  # while it has offers, or wants any
+        self._offers: dict[Offer, None] = {}
         self._changed = trio.Event()
-        self._paused = True
-        self._running = False  # the dialling task exists
-        self._attempt = trio.CancelScope()  # around one attempt, or the delay before the next
+        self._guarded = False  # the task exists that drops the visitors at the end of the exposure
 
     @property
     def parked(self) -> int:
-        """Carriers that the relay has accepted and that take visitors."""
-        return sum(carrier.accepted and not carrier.retired for carrier in self._carriers)
+        """Carriers on which the relay has accepted the tunnel and sends visitors."""
+        return sum(offer.accepted and not offer.retired and not offer.over for offer in self._offers)
 
     def resume(self) -> None:
         """See `ConnectionSource.resume`."""
-        self.closed = self._paused = False
-        self._wake.set()
-        if not self._running:
-            self._running = True
-            self._nursery.start_soon(self._run)
+        self.closed = self.paused = False
+        if not self._guarded:
+            self._guarded = True
+            self._nursery.start_soon(self._guard)
+        if self._group is None:
+            self._group = self._carriers.join(self)
+        else:
+            self._group.resume(self)
 
     def pause(self) -> None:
-        """See `ConnectionSource.pause`: the existing carriers still take visitors."""
-        self._paused = True
+        """See `ConnectionSource.pause`: visitors still come on the existing carriers."""
+        self.paused = True
 
     def resize(self) -> bool:
         """Return False: no connection is parked at the relay."""
@@ -117,18 +135,15 @@ class Carriers:
 
     def probe(self) -> None:
         """Ping every carrier, and start a running attempt to dial again from the beginning."""
-        for carrier in self._carriers:
-            carrier.probe()
-        self._attempt.cancel()
-        self.wake_if_needed()
+        if self._group is not None:
+            self._group.probe()
 
     def close(self) -> None:
-        """Take no new visitors: each carrier ends with the last visitor on it."""
-        self.closed = self._paused = True
-        self._attempt.cancel()
-        self._wake.set()
-        for carrier in list(self._carriers):
-            carrier.retire()
+        """Take no new visitors: each offer ends with the last visitor on it."""
+        self.closed = self.paused = True
+        for offer in list(self._offers):
+            offer.retire()
+        self._leave_if_over()
 
     def withdraw(self) -> None:
         """See `ConnectionSource.withdraw`."""
@@ -136,30 +151,135 @@ class Carriers:
 
     async def wait_withdrawn(self) -> None:
         """See `ConnectionSource.wait_withdrawn`."""
-        while not all(carrier.confirmed for carrier in self._carriers):
+        while not all(offer.confirmed or offer.over for offer in self._offers):
             await self._changed.wait()
 
     async def wait_closed(self) -> None:
         """See `ConnectionSource.wait_closed`."""
-        while self._carriers:
+        while self._offers:
             await self._changed.wait()
 
-    # Called by the carriers
+    # Called by the group and the carriers
 
-    def wake_if_needed(self) -> None:
-        """A carrier is nearly full or stopped answering: dial another one if that leaves too few places."""
-        if not self._paused and self._needs_carrier():
-            self._wake.set()
+    def is_on(self, carriers: Collection[AgentCarrier]) -> bool:
+        """Whether visitors come, or soon will, on one of these carriers."""
+        return any(offer.carrier in carriers and not offer.retired and not offer.over for offer in self._offers)
 
-    def on_carrier_closed(self, carrier: _AgentCarrier, reason: str) -> None:
+    def offer_on(self, carrier: AgentCarrier) -> Offer | None:
+        """Offer the tunnel on this carrier. Returns None if the carrier has no room for it."""
+        offer = carrier.offer(self)
+        if offer is not None:
+            self._offers[offer] = None
+        return offer
+
+    def on_offer_changed(self) -> None:
+        """See `OfferingSource.on_offer_changed`."""
+        for offer in [offer for offer in self._offers if offer.over and not offer.visitors]:
+            del self._offers[offer]
+        self._changed.set()
+        self._changed = trio.Event()
+        self._leave_if_over()
+
+    def on_offer_ended(self, offer: Offer, reason: str) -> None:
+        """See `OfferingSource.on_offer_ended`."""
+        expected = self.closed or offer.retired
+        if not expected and not offer.accepted:
+            self.paused = True  # the relay does not know the tunnel: the session checks, then resumes
+        if not expected and (not offer.accepted or not self.parked):
+            self.on_trouble(reason)
+        self.on_offer_changed()
+
+    def on_trouble(self, reason: str) -> None:
+        """Tell the session. A bug there ends its exposure alone."""
+        try:
+            self._events.on_trouble(reason)
+        except Exception as error:
+            self._events.on_failure(error)
+
+    # Inside
+
+    async def _guard(self) -> None:
+        """Drop the visitors when this task is cancelled; it ends with the last offer of a closed source."""
+        try:
+            while self._offers or not self.closed:
+                await self._changed.wait()
+        finally:
+            self._guarded = False
+            self.closed = self.paused = True
+            for offer in list(self._offers):
+                offer.abort()
+            self._offers.clear()
+            self._leave_if_over()
+
+    def _leave_if_over(self) -> None:
+        if self.closed and not self._offers:
+            self._changed.set()
+            if self._group is not None:
+                group, self._group = self._group, None
+                group.remove(self)
+
+
+class CarrierGroup:
+    """Some tunnels, and the carriers that all of them are offered on. Implements `CarrierOwner`."""
+
+    def __init__(
+        self, engine: Pump, relay: RelayAccess, address: Endpoint, limits: CarrierLimits, *, shared: bool
+    ) -> None:
+        """`address` is the tunnels' server URI without a key. `shared`: the relay takes several on a carrier."""
+        self.address = address
+        self.shared = shared
+        self.sources: dict[CarrierSource, None] = {}
+        self._engine = engine
+        self._relay = relay
+        self._limits = limits
+        self._carriers: dict[AgentCarrier, None] = {}
+        self._wake = trio.Event()
+        self._running = False  # the dialling task exists
+        self._attempt = trio.CancelScope()  # around one attempt, or the delay before the next
+        self._delayed = False  # it is the delay
+
+    def add(self, source: CarrierSource, nursery: trio.Nursery) -> None:
+        """One more tunnel, which has not waited for any delay yet. `nursery` is for the task that dials."""
+        self.sources[source] = None
+        if not self._running:
+            self._running = True
+            nursery.start_soon(self._run)
+        if self._delayed:
+            self._attempt.cancel()
+        self.resume(source)
+
+    def remove(self, source: CarrierSource) -> None:
+        """A tunnel has ended."""
+        self.sources.pop(source, None)
+        if not self.sources:
+            self._attempt.cancel()
+        self._wake.set()
+
+    def resume(self, source: CarrierSource) -> None:
+        """Offer a tunnel on all carriers."""
+        for carrier in list(self._carriers):
+            if carrier.accepted and not source.is_on((carrier,)):
+                source.offer_on(carrier)
+        self._wake.set()
+
+    def probe(self) -> None:
+        """See `CarrierSource.probe`."""
+        for carrier in list(self._carriers):
+            carrier.probe()
+        self._attempt.cancel()
+        self._wake.set()
+
+    # Called by the carriers, see `CarrierOwner`
+
+    def on_accepted(self, carrier: AgentCarrier) -> None:
+        """The first tunnel was accepted: offer the other ones, too."""
+        for source in list(self.sources):
+            if not source.paused and not source.is_on((carrier,)):
+                source.offer_on(carrier)
+
+    def on_carrier_closed(self, carrier: AgentCarrier) -> None:
         """A carrier ended."""
         self._carriers.pop(carrier, None)
-        self.notify_changed()
-        if not self.closed and not carrier.retired:
-            if not carrier.accepted:
-                self._paused = True  # the relay does not know the tunnel: the session checks, then resumes
-            if not carrier.accepted or not self._carriers:
-                self._events.on_trouble(f"connection to the relay lost: {reason}")
         self._wake.set()
 
     def keep_session(self, tls: TlsSocket) -> None:
@@ -168,20 +288,31 @@ class Carriers:
         """
         self._relay.carrier_session = tls.session(self._relay.carrier_session)
 
-    def notify_changed(self) -> None:
-        """A carrier ended, or the relay confirmed that it is to end: wake the waiting tasks."""
-        self._changed.set()
-        self._changed = trio.Event()
+    def wake_if_needed(self) -> None:
+        """A carrier is nearly full or stopped answering: dial another one if that leaves too few places."""
+        self._wake.set()
 
     # Inside
 
+    @property
+    def _answering(self) -> list[AgentCarrier]:
+        return [carrier for carrier in self._carriers if carrier.answering]
+
+    def _needs_carrier(self) -> bool:
+        """Whether a tunnel is on no carrier that answers and has places left, and the limit allows one more."""
+        good = [carrier for carrier in self._carriers if carrier.answering and not carrier.is_nearly_full]
+        for source in self.sources:
+            if not source.paused and not source.is_on(good):
+                return len(self._answering) < MAX_CARRIERS
+        return False
+
     async def _run(self) -> None:
-        """Dial whenever a carrier is needed, until `close` and the end of the last carrier."""
+        """Dial whenever a carrier is needed, until the last tunnel and the last carrier are gone."""
         backoff = Backoff(first=FIRST_DIAL_DELAY, longest=MAX_DIAL_DELAY)
         count = 1  # carriers to dial at once
         try:
-            while self._carriers or not self.closed:
-                if self._paused or not self._needs_carrier():
+            while self._carriers or self.sources:
+                if not self._needs_carrier():
                     count = 1
                     self._wake = trio.Event()
                     await self._wake.wait()
@@ -192,22 +323,13 @@ class Carriers:
                         backoff.reset()
                     else:
                         count = 1
+                        self._delayed = True
                         await trio.sleep(backoff.next_delay())
+                self._delayed = False
         finally:
             self._running = False
-            self.closed = True
             for carrier in list(self._carriers):
                 carrier.close()
-
-    def _needs_carrier(self) -> bool:
-        """Whether every carrier that answers is nearly full, and the limit allows one more."""
-        answering = self._answering
-        full = all(carrier.channel_count >= NEARLY_FULL_CHANNELS for carrier in answering)
-        return full and len(answering) < MAX_CARRIERS
-
-    @property
-    def _answering(self) -> list[_AgentCarrier]:
-        return [carrier for carrier in self._carriers if carrier.answering and not carrier.retired]
 
     async def _dial_several(self, count: int) -> bool:
         """Dial `count` carriers at once, or as many as the limit allows; returns whether the relay accepted all."""
@@ -215,121 +337,40 @@ class Carriers:
 
         async def dial() -> None:
             async with self._relay.dialing:
-                carrier = await self._dial() if not self._paused else None
-                accepted.append(carrier is not None and await carrier.wait_accepted())
+                accepted.append(await self._dial())
 
         async with trio.open_nursery() as nursery:
             for _ in range(min(count, MAX_CARRIERS - len(self._answering))):
                 nursery.start_soon(dial)
         return all(accepted)
 
-    async def _dial(self) -> _AgentCarrier | None:
-        """Dial one carrier. Returns None after a failure, which is reported as trouble."""
+    async def _dial(self) -> bool:
+        """Dial one carrier, and offer it one tunnel after another until the relay accepts one; returns whether it did.
+        A failure is reported as trouble.
+        """
+        if all(source.paused for source in self.sources):  # since this was begun
+            return False
         try:
-            connection = await self._relay.dial_carrier(self._uri)
+            connection = await self._relay.dial_carrier(self.address)
         except (RelayUnreachableError, ShortageError, RemoteProtocolError) as error:
-            self._events.on_trouble(str(error))
-            return None
-        if self.closed:  # at the moment in which the dial succeeded: too late to cancel it
-            connection.close()
-            return None
+            for source in [source for source in self.sources if not source.paused]:
+                source.on_trouble(str(error))
+            return False
         try:
-            carrier = _AgentCarrier(self, self._engine, connection, self._limits)
+            carrier = AgentCarrier(self, self._engine, connection, self._limits, shared=self.shared)
         except OSError:
             connection.close()
-            return None
+            return False
         self._carriers[carrier] = None
-        carrier.send_uri(self._uri)
-        return carrier
-
-
-class _AgentCarrier:
-    """The agent's side of one carrier. Implements `CarrierEvents`."""
-
-    def __init__(
-        self, carriers: Carriers, engine: Pump, connection: socket.socket | TlsSocket, limits: CarrierLimits
-    ) -> None:
-        self.accepted = False  # by the relay
-        self.retired = False  # takes no new visitors, and ends with the last one on it
-        self.confirmed = False  # the relay knows that it is retired
-        self._uri_without_key = ""
-        self._decided = trio.Event()  # accepted, or closed
-        self._carriers = carriers
-        self._new_tls = connection if isinstance(connection, TlsSocket) else None  # until the relay has answered
-        muxed = connection_over(connection)
-        self._address = muxed.connection.getsockname()
-        self._address_lost = False  # this machine no longer has that address
-        self._carrier = Carrier(engine, muxed, self, initiator=True, limits=limits)
-
-    @property
-    def answering(self) -> bool:
-        return self._carrier.answering and not self._address_lost
-
-    @property
-    def channel_count(self) -> int:
-        return len(self._carrier.channels)
-
-    def send_uri(self, uri: Endpoint) -> None:
-        """Send the server URI, then a ping. The relay answers the ping after it has judged the URI."""
-        self._uri_without_key = str(replace(uri, key=""))
-        self._carrier.define_endpoint(str(uri))
-        self._carrier.heartbeat.ping_now()
-
-    async def wait_accepted(self) -> bool:
-        """Wait until the relay accepted or closed this carrier; returns which."""
-        await self._decided.wait()
-        return self.accepted
-
-    def probe(self) -> None:
-        """Ping the relay, and count as not answering until the pong if this machine lost the carrier's address."""
-        self._address_lost = not is_local_address(self._address)
-        self._carrier.heartbeat.ping_now()
-
-    def retire(self) -> None:
-        """Ask the relay for no more visitors. Visitors that it sent before it read this arrive before its pong."""
-        if not self.retired:
-            self.retired = True
-            self._carrier.define_endpoint(self._uri_without_key)
-            self._carrier.request_ack()
-
-    def close(self) -> None:
-        """Close the carrier and with it every visitor on it."""
-        self._carrier.close("the agent stopped")
-
-    # Called by the carrier
-
-    def on_opened(self, channel: Channel, protocol: int) -> None:
-        """The relay opened a channel for a visitor; its PROXY header comes first."""
-        channel.accept()
-        channel.handler = EndVisitor(channel, self._carriers.visitor_sink)
-        if len(self._carrier.channels) >= NEARLY_FULL_CHANNELS:
-            self._carriers.wake_if_needed()
-
-    def on_endpoint(self, uri: str | None) -> None:
-        """Ignore the relay's URI: an agent opens no channels."""
-
-    def on_capacity(self) -> None:
-        """A visitor left. Before a retired carrier closes, the relay must have read everything of the last one."""
-        if self.retired and not self._carrier.channels:
-            self._carrier.request_ack()
-
-    def on_pong(self) -> None:
-        """The relay has read everything that was sent, the URI included, and did not close the carrier."""
-        self.accepted = True
-        self._address_lost = False
-        if self._new_tls is not None:
-            self._carriers.keep_session(self._new_tls)
-            self._new_tls = None
-        self._decided.set()
-        if self.retired:
-            self.confirmed = True
-            self._carriers.notify_changed()
-            if not self._carrier.channels:
-                self._carrier.close()
-
-    def on_unresponsive(self) -> None:
-        self._carriers.wake_if_needed()
-
-    def on_closed(self, reason: str) -> None:
-        self._decided.set()
-        self._carriers.on_carrier_closed(self, reason)
+        try:
+            for source in list(self.sources):
+                offer = None if source.paused or carrier.over else source.offer_on(carrier)
+                if offer is not None:
+                    await offer.decided.wait()
+                if carrier.accepted:
+                    return True
+        except trio.Cancelled:
+            carrier.is_attended = False
+            raise
+        carrier.close()
+        return False

@@ -4,7 +4,8 @@
     ├─ visitors                  without tasks, see visitors.py. They outlive tunnels: when the relay drains, the
     │                            visitors that it has already connected may finish
     ├─ slow dial ×N              only for visitors for whom the local server cannot be dialled without waiting
-    ├─ carriers ×N               of the open tunnel, and of former ones until their visitors finish: see carriers.py
+    ├─ source ×N                 of the open tunnel, and of former ones until their visitors finish: with webmux its
+    │                            part of the process's carriers, see carriers.py
     ├─ health checks             where they are configured: see health.py
     └─ (this task)               connected ──► open, or find the tunnel still open ──► keep ──► lost ──► wait ─┐
                                     └─────────────────────────────────────────────────────────────────────────┘
@@ -31,7 +32,7 @@ from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_liste
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.session import AgentContext, TunnelSession, keep_resting
 from tunneld.agent.shutdown import AgentShutdown
 from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
@@ -165,7 +166,7 @@ class Exposure:
             login = relay.access.credential
             self._request = config.request.with_options(private=self._private.claim(login[0] if login else ""))
         self._shutdown = AgentShutdown(relay, self._visitors, reporter, on_withdrawn, shared=shared)
-        self._context = AgentContext(engine, nursery, relay.access, reporter)
+        self._context = AgentContext(engine, nursery, relay.access, reporter, partial(relay.carriers, engine))
         self._withdrawn = False  # no connections at the relay, because the local server is unhealthy
         self._opened_at: float | None = None  # when the tunnel was opened or found, in `trio.current_time`
         self._expires_at: float | None = None  # the end of the first tunnel's ttl, in `trio.current_time`
@@ -273,7 +274,7 @@ class Exposure:
                 if not self._withdrawn:
                     session.resume()
                 self._opened_at = trio.current_time()
-                await session.keep(client)
+                await (keep_resting(session, client, self._relay) if self._request.poll else session.keep(client))
             except TunneldError as error:
                 self._visitors.explain_cuts(str(error))
                 if self._is_expired(error):

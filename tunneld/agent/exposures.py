@@ -2,7 +2,7 @@
 
     exposures
     ├─ engine         moves the bytes of all exposures: one epoll set, one set of buffers and pipes for the process
-    ├─ relay ×R       the control connection to each relay, see relay_connection.py
+    ├─ relay ×R       the control connection to each relay and its carriers, see relay_connection.py
     ├─ NAME ×N        runs one exposure after another: a replacement starts when the relay sends its predecessor no more
     │                 visitors
     └─ exposure ×N    the present one of each NAME, and former ones whose visitors finish (see expose.py)

@@ -26,6 +26,7 @@ from tunneld.agent.session import AgentContext, TunnelSession
 from tunneld.agent.source import VisitorConnection
 from tunneld.agent.visitors import visitor_address
 from tunneld.client import Client
+from tunneld.client.client import check_trio
 from tunneld.engine import new_engine
 from tunneld.errors import TunneldError
 from tunneld.wire.lines import Value
@@ -49,6 +50,7 @@ async def open_listener(
         async with tunneld.open_listener(client, name="echo") as listener:
             await trio.serve_listeners(handler, [listener])
     """
+    check_trio()
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)

@@ -1,7 +1,7 @@
-"""The control connection to one relay. All exposures of a process that use the relay share it.
+"""The control connection to one relay, and its carriers. All exposures of a process that use the relay share them.
 
     run     connect ──► connected ──► lost, or dropped by an exposure ──► wait ─┐
-               └────────────────────────────────────────────────────────────────┘
+               └────────────────────────────┴─ all exposures rest ──► asked for ┘
 
 There is one login, one backoff and one connection, however many exposures there are: so hundreds of them do not fill
 the relay's places for unauthenticated connections, and a rotated secret is one failed login. Exposures call `client`
@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,6 +22,7 @@ from tunneld.agent.access import SECRET_CHECK_INTERVAL, RelayAccess
 from tunneld.agent.backoff import MIN_UPTIME, Backoff
 from tunneld.agent.network import NetworkMonitor, is_local_address
 from tunneld.client import Client
+from tunneld.engine.engine import Engine
 from tunneld.errors import (
     EndedError,
     ExpiredError,
@@ -30,6 +32,9 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from tunneld.agent.carriers import RelayCarriers
 
 PERMANENT_REFUSALS = frozenset({UsageError.code, NotAllowedError.code, EndedError.code, ExpiredError.code})
 """Codes of refusals that another attempt does not change."""
@@ -53,6 +58,8 @@ class RelayConnection:
         self.patient = patient
         self._monitor = monitor
         self._client: Client | None = None
+        self._nursery: trio.Nursery  # of `run`
+        self._carriers: RelayCarriers | None = None
         self._changed = trio.Event()  # connected, or failed permanently
         self._failure: TunneldError | None = None  # permanent
         self._reason: TunneldError | None = None  # why an exposure dropped the connection
@@ -60,6 +67,9 @@ class RelayConnection:
         self._lost_at = -math.inf  # when a connection that had lasted was lost, or the first one
         self._exposures: list[LostCallback] = []
         self._serving: Counter[str] = Counter()  # exposures that serve a tunnel, by its id
+        self._resting = 0  # exposures that need the present connection no more
+        self._rests = False  # there is none, because none is needed
+        self._wanted = trio.Event()  # one is, again
         self._delay = trio.CancelScope()  # around the delay before the next attempt
         self._scope = trio.CancelScope(shield=True)  # exposures that are cancelled still close their tunnels
 
@@ -81,6 +91,7 @@ class RelayConnection:
 
     async def client(self) -> Client:
         """Wait for the open connection. Raises the reason for which no further attempt is made."""
+        self._wanted.set()
         while self._client is None:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
@@ -93,9 +104,28 @@ class RelayConnection:
             self._client, self._reason = None, error
             client.give_up(str(error))
 
+    def rest(self, client: Client) -> None:
+        """An exposure does not need the connection for now. It is closed once no exposure does, until one asks for
+        `client`; that is no loss.
+        """
+        if client is not self._client:
+            return
+        self._resting += 1
+        if self._resting >= len(self._exposures):
+            self._client, self._rests, self._wanted = None, True, trio.Event()
+            client.give_up("it is not needed now")
+
     def retry_now(self) -> None:
         """End the delay before the next attempt, if there is one."""
         self._delay.cancel()
+
+    def carriers(self, engine: Engine) -> RelayCarriers:
+        """The carriers of all tunnels of this process at the relay, moved by this engine. `client` has returned."""
+        if self._carriers is None:
+            from tunneld.agent.carriers import RelayCarriers  # noqa: PLC0415  # on systems that have carriers
+
+            self._carriers = RelayCarriers(engine, self.access, self._nursery)
+        return self._carriers
 
     # Tunnels that several exposures of this process share: to the relay they are one agent
 
@@ -117,25 +147,33 @@ class RelayConnection:
         """Connect, and reconnect after each loss, until the last exposure has ended or an attempt fails permanently.
         Cancellation alone does not end it: exposures that are cancelled close their tunnels first.
         """
-        quick, backoff = Backoff(longest=MAX_RESTART_DELAY), Backoff()
         with self._scope, self._monitor.calling(self._on_network_change):
-            while self._failure is None:
-                credential = self.access.credential
-                error, uptime = await self._connect_once()
-                if uptime:
-                    credential = None
-                if uptime >= MIN_UPTIME or (uptime and math.isinf(self._lost_at)):
-                    self._lost_at = trio.current_time()
-                    quick.reset()
-                if credential and self._may_get_new_secret(error):
-                    self._report(f"{error}; waiting for a new secret in its file", SECRET_CHECK_INTERVAL)
-                    await self.access.wait_for_new_secret(credential)
-                elif self._is_permanent(error) and not uptime:
-                    self._failure = error
-                    self._notify_changed()
-                else:
-                    restarting = trio.current_time() - self._lost_at < RESTART_WITHIN
-                    await self._wait(error, uptime, quick if restarting else backoff)
+            async with trio.open_nursery() as self._nursery:  # in which carriers outlive a failure, with their visitors
+                await self._stay_connected()
+
+    async def _stay_connected(self) -> None:
+        quick, backoff = Backoff(longest=MAX_RESTART_DELAY), Backoff()
+        while self._failure is None:
+            credential = self.access.credential
+            error, uptime = await self._connect_once()
+            if self._rests:
+                self._rests = False
+                await self._wanted.wait()
+                continue
+            if uptime:
+                credential = None
+            if uptime >= MIN_UPTIME or (uptime and math.isinf(self._lost_at)):
+                self._lost_at = trio.current_time()
+                quick.reset()
+            if credential and self._may_get_new_secret(error):
+                self._report(f"{error}; waiting for a new secret in its file", SECRET_CHECK_INTERVAL)
+                await self.access.wait_for_new_secret(credential)
+            elif self._is_permanent(error) and not uptime:
+                self._failure = error
+                self._notify_changed()
+            else:
+                restarting = trio.current_time() - self._lost_at < RESTART_WITHIN
+                await self._wait(error, uptime, quick if restarting else backoff)
 
     async def _connect_once(self) -> tuple[TunneldError, float]:
         """Connect once, and keep the connection until it is lost; returns the reason and its age in seconds."""
@@ -143,8 +181,8 @@ class RelayConnection:
         try:
             async with self.access.connect() as client:
                 connected_at = trio.current_time()
-                self.access.shares_port = client.shares_port
-                self._client, self._reason, self._was_connected = client, None, True
+                self.access.shares_port, self.access.shares_carriers = client.shares_port, client.shares_carriers
+                self._client, self._reason, self._was_connected, self._resting = client, None, True, 0
                 self._notify_changed()
                 lost = await client.wait_lost()
             error = self._reason or RelayUnreachableError(lost)

@@ -11,7 +11,7 @@ import trio
 
 from tunneld.agent.pool import PoolLimits
 from tunneld.client import Client
-from tunneld.client.exchange import Record
+from tunneld.client.client import Record
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
 from tunneld.net.address import parse_ports
 from tunneld.net.endpoint import Endpoint, is_loopback
@@ -40,6 +40,7 @@ class TunnelRequest:
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
     identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+    poll: int = 0  # with egtp: seconds between polls; 0: a connection is held
 
     @property
     def open_options(self) -> Mapping[str, Value]:
@@ -78,7 +79,7 @@ class OpenTunnel:
         """Seconds since it was opened."""
         return trio.current_time() - self.opened_at
 
-    def matches(self, record: Mapping[str, str]) -> bool:
+    def matches(self, record: Record) -> bool:
         """Whether the relay's `record` is this tunnel, not one that a restarted relay opened later on the same port."""
         same = record.get("id") == self.id and record.get("client") == str(self.client)
         return same and int(record.get("age", "0")) + AGE_TOLERANCE >= self.age

@@ -74,7 +74,7 @@ class SourceEvents:
 
 
 class ConnectionSource(Protocol):
-    """The connections to the server side of one tunnel: a pool of parked ones, or carriers."""
+    """The connections to the server side of one tunnel: a pool of parked ones, or its part in carriers."""
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ import trio
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.private import HANDSHAKE_TIMEOUT, context_for, protocol_of
+from tunneld.client.client import check_trio
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
@@ -233,6 +234,7 @@ async def visit(
         async with tunneld.visit("relay.example.org:7010", "shell@alice") as stream:
             print(await stream.receive_some())
     """
+    check_trio()
     if "@" in tunnel:
         key = load_identity(None if identity is None else Path(identity))
         visited = VisitedTunnel.known(TrustedPeers().resolve(tunnel), tunnel, key)

@@ -2,6 +2,7 @@
 
     tcp       the hidden server opens a TCP connection per visitor, in advance; see tcp.py and, with a key, keyed.py
     webmux    an agent's multiplexed connections (carriers) to a shared port; see webmux.py and webmux_port.py
+              (webmux_shared.py: a connection for several tunnels)
     egtp      EGTP nodes on a shared port, with streams in messages; see egtp.py and egtp_port.py
     ssh       `ssh -R` connections to a shared port; see ssh/
 

@@ -24,6 +24,7 @@ from tunneld.net.endpoint import Endpoint, Peer
 from tunneld.policy.options import TunnelOptions
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, Takeover, TunnelContext
+from tunneld.tunnel.tenants import Tenant
 
 ENCRYPTED_SCHEMES = frozenset({"webmuxs", "ssh", "egtp"})
 """Schemes of shared ports that receive the key in encrypted form."""
@@ -66,6 +67,7 @@ class MuxServerSide:
         self._registry = self._port(context.services)
         self.key = self._choose_key()
         self._carriers: dict[VisitorCarrier, Peer] = {}  # each with its peer's address
+        self._shared: frozenset[VisitorCarrier] = frozenset()  # those whose connection carries other tunnels, too
         self._accepting: list[VisitorCarrier] = []  # for new visitors; of equals, the newest is preferred
         self._queue = WaitQueue[Channel]()
         self._closed = False
@@ -113,7 +115,12 @@ class MuxServerSide:
     @property
     def connections(self) -> int:
         """See `ServerSide.connections`."""
-        return len(self._carriers)
+        return len(self._carriers) - len(self._shared)
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tunnel's owner."""
+        return self._context.tenant
 
     @property
     def live_connections(self) -> int:
@@ -177,17 +184,33 @@ class MuxServerSide:
         self._queue.close()
 
     def admit(self, carrier: VisitorCarrier, peer: Peer, limit: int) -> None:
-        """Add a carrier that has authenticated with this tunnel's key, unless there are `limit` already. Raises
-        `NotAllowedError` or `LimitReachedError`; the carrier stays the caller's then.
+        """Add a carrier that has authenticated with this tunnel's key. Raises as `check_admissible`; the carrier stays
+        the caller's then.
+        """
+        self.check_admissible(peer, limit)
+        self.add(carrier, peer)
+
+    def check_admissible(self, peer: Peer, limit: int, *, is_counted: bool = False) -> None:
+        """Raise `NotAllowedError` or `LimitReachedError` where a further carrier may not be added: the tunnel has
+        `limit` already, or its owner may have no further connection. `is_counted`: the connection carries other
+        tunnels of the owner, too, and is no further one.
         """
         self.check_peer(peer)
-        if len(self._carriers) >= min(self._context.parking_capacity(), limit) and not self._replace_unresponsive():
+        context = self._context
+        counted = is_counted and context.persist
+        limit = min(limit, context.settings.max_parked if counted else context.parking_capacity())
+        if len(self._carriers) >= limit and not self._replace_unresponsive():
             raise LimitReachedError(
                 f"connection limit reached: the tunnel has {len(self._carriers)} server connections (max_carriers)"
             )
+
+    def add(self, carrier: VisitorCarrier, peer: Peer, *, is_counted: bool = False) -> None:
+        """Add a carrier after `check_admissible`."""
         for other in list(self._carriers):  # a ping may find that a carrier is lost, and remove it
             other.heartbeat.ping_now()
         self._carriers[carrier] = peer
+        if is_counted:
+            self._shared |= {carrier}
         self._accepting.insert(0, carrier)
         self._context.on_attached(peer)
         self.on_capacity()
@@ -208,16 +231,22 @@ class MuxServerSide:
         """A carrier may have a free channel: serve the visitors that wait, oldest first."""
         if self._closed:
             self._close_idle()
-        while self._queue.waiters:
-            try:
-                channel = self._open()
-            except trio.WouldBlock:
-                return
-            self._queue.serve(channel)
+        while self._queue.waiters and self._serve_first():
+            pass
+
+    def on_idle(self) -> None:
+        """A carrier has lost its last visitor: if the tunnel has closed, so does the carrier."""
+        if self._closed:
+            self._close_idle()
+
+    def serve_next(self) -> bool:
+        """Serve the visitor that has waited longest, if there is a channel for it. Returns whether others wait."""
+        return bool(self._queue.waiters) and self._serve_first() and bool(self._queue.waiters)
 
     def on_carrier_closed(self, carrier: VisitorCarrier) -> None:
         """A carrier was closed or lost: remove it."""
         self.retire(carrier)
+        self._shared -= {carrier}
         peer = self._carriers.pop(carrier, None)
         if peer is not None:
             self._context.on_detached(peer)
@@ -233,6 +262,15 @@ class MuxServerSide:
         for carrier in list(self._carriers):
             if not carrier.channels:
                 carrier.close("the tunnel closed")
+
+    def _serve_first(self) -> bool:
+        """Serve the first visitor that waits; returns False if there is no channel for it."""
+        try:
+            channel = self._open()
+        except trio.WouldBlock:
+            return False
+        self._queue.serve(channel)
+        return True
 
     def _open(self) -> Channel:
         carriers = self._accepting

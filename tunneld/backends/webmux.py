@@ -6,7 +6,8 @@
 
 The hidden server connects to the shared port and declares with InternAtom and DefineEndpoint (draft-gettys-webmux-00)
 that it can be called back as the server URI, key included. The key proves that it is the hidden server. After that, the
-relay opens a WebMUX session per visitor, with the public port as the protocol id.
+relay opens a WebMUX session per visitor, with the public port as the protocol id. An agent with several tunnels shares
+connections among them, see webmux_shared.py.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 serve_carriers
 └─ ReloadableListener      accepts; see net/listeners.py
 
-A new connection is a handshake under a deadline (auth/handshakes.py) until its peer defines a server URI, which has the
-key of an open tunnel. From then on it has no task: the tunnel's server side owns the carrier.
+A new connection is a handshake under a deadline (auth/handshakes.py) until its peer names a server URI, which has the
+key of an open tunnel. From then on it has no task: the tunnel's server side owns the carrier. A carrier of several
+tunnels is owned by a `SharedCarrier`, see webmux_shared.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import trio
 from tunneld.auth.handshakes import HandshakeSupervisor, NothingReceivedError
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.backends.webmux import WebMuxServerSide, find_side
+from tunneld.backends.webmux_shared import NO_SESSIONS, SharedCarrier
 from tunneld.config import schema
 from tunneld.engine.pump import Pump
 from tunneld.errors import (
@@ -37,6 +39,7 @@ from tunneld.net.endpoint import Endpoint, Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
 from tunneld.tls.connection import TlsSocket, shake_hands
 from tunneld.tunnel.keys import KeyRegistry
+from tunneld.wire.webmux.header import FIRST_ATOM
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("webmux")
 
@@ -97,11 +100,11 @@ class _WebMuxPort:
         try:
             await incoming.decided.wait()
         finally:
-            if incoming.side is None:
+            if not incoming.is_admitted:
                 carrier.close("no server URI was defined")
         if incoming.refusal is not None:
             raise incoming.refusal
-        if incoming.side is None:
+        if not incoming.is_admitted:
             kind = RemoteProtocolError if tls is not None or carrier.has_received else NothingReceivedError
             raise kind("the connection closed before a server URI was defined")
 
@@ -115,27 +118,25 @@ async def _shake_hands(connection: socket.socket, tls: ssl.SSLContext) -> TlsSoc
 
 
 class _IncomingCarrier:
-    """The events of a carrier. It belongs to a server side once its peer has sent a key. Implements `CarrierEvents`."""
+    """The events of a carrier whose peer has sent no key yet. Implements `CarrierEvents`.
+
+    A server URI that is defined as an endpoint makes it a carrier of that tunnel. An atom in a session that the peer
+    opens makes it one of several tunnels, which `SharedCarrier` owns.
+    """
 
     carrier: Carrier
 
     def __init__(self, registry: KeyRegistry, peer: Peer, max_carriers: int) -> None:
-        self.side: WebMuxServerSide | None = None
+        self.is_admitted = False
         self.refusal: TunneldError | None = None  # None: the peer closed before it was admitted or refused
         self.decided = trio.Event()  # admitted, refused or closed
-        self.on_capacity: Callable[[], None] = _ignore_capacity  # the server side's own method once there is one
         self._registry = registry
         self._peer = peer
         self._max_carriers = max_carriers
+        self._shared: SharedCarrier | None = None  # once the peer has opened a session for a tunnel
 
     def on_endpoint(self, uri: str | None) -> None:
-        """The peer defined `uri`. The first one must have the key of an open tunnel; after that, one without a key
-        asks for no new visitors, and other ones are ignored.
-        """
-        if self.side is not None:
-            if is_keyless(uri):
-                self.side.retire(self.carrier)
-            return
+        """The peer defined `uri`, which must have the key of an open tunnel."""
         try:
             side = find_side(self._registry, uri)
             side.admit(self.carrier, self._peer, self._max_carriers)
@@ -143,36 +144,86 @@ class _IncomingCarrier:
             self.refusal = error
             self.carrier.close("refused")  # before it replies to the ping behind this, which would confirm admission
         else:
-            self.side, self.on_capacity = side, side.on_capacity
+            self.carrier.owner = _SoleCarrier(self.carrier, side, self._peer)
             self.carrier.turns.share = side.share(self.carrier.pump.budget)
             self.carrier.mark_authenticated()
-            log.debug("carrier connected", peer=format_peer(self._peer))
+            self._admit()
         self.decided.set()
 
     def on_opened(self, channel: Channel, protocol: int) -> None:
-        """The peer opened a session, which a relay does not serve."""
-        channel.reset("this relay does not accept sessions")
+        """The peer opened a session for a tunnel. It may try other ones after a refusal, as far as its bytes and its
+        time go: an agent with many tunnels cannot know which of them are open still.
+        """
+        if protocol < FIRST_ATOM:
+            channel.reset(NO_SESSIONS)
+            return
+        if self._shared is None:
+            self._shared = SharedCarrier(self.carrier, self._registry, self._peer, self._max_carriers)
+        try:
+            self._shared.admit(channel, protocol)
+        except (NoSuchTunnelError, NotAllowedError, LimitReachedError) as error:
+            self.refusal = error
+            channel.reset(f"{error.code} {error}")
+        else:
+            self._admit()
+
+    def _admit(self) -> None:
+        self.is_admitted, self.refusal = True, None
+        self.decided.set()
+        log.debug("carrier connected", peer=format_peer(self._peer))
+
+    def on_capacity(self) -> None:
+        """Nothing: no visitor waits for a channel of this carrier."""
+
+    def on_over(self, channel: Channel) -> None:
+        """Nothing, as above."""
 
     def on_pong(self) -> None:
         """Nothing: the heartbeat has noted it."""
 
     def on_unresponsive(self) -> None:
-        """The peer did not reply to a ping; the server side, if it has one, prefers other carriers from now on."""
-        if self.side is not None:
-            log.info("carrier does not answer", peer=format_peer(self._peer))
+        """Nothing: there is a deadline."""
 
     def on_closed(self, reason: str) -> None:
         """The carrier was closed or lost."""
-        if self.side is None and reason == PREAUTH_EXCEEDED:
+        if reason == PREAUTH_EXCEEDED:
             self.refusal = NotAllowedError(reason)
         self.decided.set()
-        if self.side is not None:
-            self.side.on_carrier_closed(self.carrier)
-            log.info("carrier closed", peer=format_peer(self._peer), reason=reason)
 
 
-def _ignore_capacity() -> None:
-    """Nothing: no visitor waits for a channel of a carrier without a server side."""
+class _SoleCarrier:
+    """The events of a carrier of one tunnel. Implements `CarrierEvents`."""
+
+    def __init__(self, carrier: Carrier, side: WebMuxServerSide, peer: Peer) -> None:
+        self.on_capacity = side.on_capacity
+        self._carrier = carrier
+        self._side = side
+        self._peer = peer
+
+    def on_endpoint(self, uri: str | None) -> None:
+        """An endpoint without a key asks for no new visitors; other ones are ignored."""
+        if is_keyless(uri):
+            self._side.retire(self._carrier)
+
+    def on_opened(self, channel: Channel, _protocol: int) -> None:
+        """The peer opened a session, which a relay does not serve."""
+        channel.reset(NO_SESSIONS)
+
+    def on_over(self, _channel: Channel) -> None:
+        """A channel is free."""
+        self._side.on_capacity()
+
+    def on_pong(self) -> None:
+        """Nothing: the heartbeat has noted it."""
+
+    def on_unresponsive(self) -> None:
+        """The peer did not reply to a ping; the server side prefers other carriers from now on."""
+        log.info("carrier does not answer", peer=format_peer(self._peer))
+
+    def on_closed(self, reason: str) -> None:
+        """The carrier was closed or lost."""
+        self._side.on_carrier_closed(self._carrier)
+        log.info("carrier closed", peer=format_peer(self._peer), reason=reason)
 
 
 def is_keyless(uri: str | None) -> bool:

@@ -81,6 +81,13 @@ VERBS = (
         "disconnect a visitor of a tunnel, or all from an address or network",
         [REFERENCE, ("visitor", "VISITOR", "the visitor as shown by `tunnel show`, or an address or network")],
     ),
+    Verb(
+        "set",
+        "set",
+        "change limits of an open tunnel",
+        [REFERENCE, ("words", "key=value", "limits, as in TUNNEL OPTIONS of tunneld-control(7); none: no limit")],
+        nargs="+",
+    ),
     Verb("watch", "watch", "print events of all tunnels, or of one, as they happen", [REFERENCE], nargs="?"),
     Verb("status", "status", "print facts about the daemon"),
     Verb(
@@ -135,6 +142,8 @@ def add_verb(parser: Parser, verb: Verb) -> None:
             parser.add_argument("--keys", action="store_true", help=help_text)
         case "ban":
             _add_ban(parser)
+        case "watch":
+            _add_watch(parser)
         case "close":
             help_text = "keep the address reserved for the next tunnel of the same name and owner"
             parser.add_argument("--keep", action="store_true", help=help_text)
@@ -196,6 +205,14 @@ def _add_ban(parser: Parser) -> None:
 
     help_text = "how long: 30m, 7d or seconds, at most 30d (default: 1h)"
     parser.add_argument("--for", dest="seconds", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
+
+
+def _add_watch(parser: Parser) -> None:
+    from tunneld.cli.access import parsed  # noqa: PLC0415 - as above
+    from tunneld.policy.units import parse_duration  # noqa: PLC0415 - as above
+
+    help_text = "print first the events of the last 30m, 2h, 7d or seconds, as far as the relay keeps them"
+    parser.add_argument("--since", metavar="TIME", type=partial(parsed, parse_duration), help=help_text)
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], Awaitable[int]]:

@@ -36,10 +36,6 @@ from tunneld.tls.private_files import temporary_beside, write_private
 
 SECRET_BYTES = 24
 """Random bytes in a secret, which has 32 characters."""
-
-
-PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
-"""Keys of `[[credential]]` by which it authenticates."""
 COLUMNS = tuple(TableColumn(key) for key in ("name", "role", "proof", "limits"))
 
 
@@ -133,8 +129,7 @@ async def list_credentials(options: argparse.Namespace) -> int:
 
 
 def _facts(one: Credential) -> dict[str, Any]:
-    proof = [key for key in PROOFS if getattr(one, key)]
-    return {**one.model_dump(mode="json", exclude_none=True, exclude={"verifier"}), "proof": proof}
+    return {**one.model_dump(mode="json", exclude_none=True, exclude={"verifier"}), "proof": one.proofs}
 
 
 def _row(facts: Mapping[str, Any]) -> dict[str, str]:

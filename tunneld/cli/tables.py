@@ -9,35 +9,9 @@ from enum import Enum
 
 from tunneld.cli.common import printable
 from tunneld.policy.units import format_duration, format_size
+from tunneld.wire.records import is_count, typed
 
 Record = Mapping[str, str]
-
-PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "strangers", "strangers_refused", "uptime"})
-TRAFFIC = frozenset(
-    {
-        "bandwidth",
-        "down",
-        "down_rate",
-        "max_per_source",
-        "max_visitors",
-        "parked",
-        "quota",
-        "refused",
-        "served",
-        "up",
-        "up_rate",
-        "visitors",
-        "waiting",
-    }
-)
-PORTS = frozenset({"client_port", "server_port"})
-CERTIFICATE = frozenset({"expires", "failures", "renews"})
-INTEGER_KEYS = PROCESS | TRAFFIC | PORTS | CERTIFICATE | {"age", "count", "left", "opened", "reservations", "tunnels"}
-"""Keys with values that are integers in JSON."""
-BOOLEAN_KEYS = frozenset({"persist", "needs_restart", "failed"})
-MAX_DIGITS = 20
-"""Digits of a 64-bit number: a relay counts bytes with no more."""
-BOOLEANS = {"yes": True, "no": False}
 
 
 class Form(Enum):
@@ -105,7 +79,8 @@ CERTIFICATES = (
     *(TableColumn(key) for key in ("owner", "failure")),
 )
 SETTINGS = tuple(TableColumn(key) for key in ("key", "value"))
-CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart"))
+CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart", "applies"))
+SHORT_CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "applies"))
 
 
 def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
@@ -147,8 +122,7 @@ def facts(record: Record, form: Form) -> str:
 
 def json_lines(records: Iterable[Mapping[str, object]]) -> str:
     """Format one JSON object per line, with integers and booleans for the keys that have such values."""
-    objects = ({key: _typed(key, value) for key, value in record.items()} for record in records)
-    return "".join(json_line(each) for each in objects)
+    return "".join(json_line({key: _typed(key, value) for key, value in record.items()}) for record in records)
 
 
 def json_line(record: Mapping[str, object]) -> str:
@@ -164,17 +138,8 @@ def for_people(key: str, value: str) -> str:
     return FORMATTERS[key](int(value)) if key in FORMATTERS and is_count(value) else printable(value)
 
 
-def is_count(value: str) -> bool:
-    """Whether a value is a count of at most `MAX_DIGITS` digits. Python refuses to read numbers of any length."""
-    return value.isascii() and value.isdecimal() and len(value) <= MAX_DIGITS
-
-
 def _typed(key: str, value: object) -> object:
-    if key in INTEGER_KEYS and isinstance(value, str) and is_count(value):
-        return int(value)
-    if key in BOOLEAN_KEYS and isinstance(value, str):
-        return BOOLEANS.get(value, value)
-    return value
+    return typed(key, value) if isinstance(value, str) else value
 
 
 def _fields(values: Iterable[str]) -> str:

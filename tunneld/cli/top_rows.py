@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from tunneld.cli.meter import Meters
-from tunneld.cli.tables import Record, is_count
+from tunneld.cli.tables import Record
 from tunneld.policy.units import format_duration, format_size
+from tunneld.wire.records import is_count
 
 RATES = ("up_rate", "down_rate")
 """The keys that the rows have besides those of the relay's records, in bytes per second."""

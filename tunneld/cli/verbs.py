@@ -20,12 +20,12 @@ from tunneld.cli.tables import (
     PENALTIES,
     RESERVATIONS,
     SETTINGS,
+    SHORT_CHANGES,
     TUNNELS,
     VISITORS,
     Form,
     Record,
     facts,
-    is_count,
     json_lines,
     short_columns,
     table,
@@ -42,6 +42,7 @@ from tunneld.errors import (
     UsageError,
 )
 from tunneld.policy.units import count
+from tunneld.wire.records import is_count
 
 if TYPE_CHECKING:
     from tunneld.client import Client
@@ -54,6 +55,7 @@ RESTART_STEP_TIMEOUT = 40.0
 """Seconds for each of the two steps of a restart, if `--timeout` is less: the relay gives the new program half a minute
 to check its configuration (`CHECK_TIMEOUT` in daemon/ending.py), and the start itself may take as long.
 """
+TIME_OF_DAY, DATED = "%H:%M:%S", "%Y-%m-%d %H:%M:%S"
 Run = Callable[["Client", argparse.Namespace, Form], Awaitable[str]]
 
 
@@ -115,7 +117,8 @@ async def pardon(client: Client, options: argparse.Namespace, shape: Form) -> st
 async def reload(client: Client, _options: argparse.Namespace, shape: Form) -> str:
     """Return a table of the keys that changed."""
     answer = await client.call("reload")
-    changes = table(answer.items, CHANGES, shape) if answer.items else ""
+    columns = SHORT_CHANGES if shape is Form.PEOPLE else CHANGES
+    changes = table(answer.items, columns, shape) if answer.items else ""
     return changes or text(answer.text, shape)
 
 
@@ -124,11 +127,11 @@ async def restart(client: Client, options: argparse.Namespace, shape: Form) -> s
     options.timeout = client.timeout = max(client.timeout, RESTART_STEP_TIMEOUT)
     await client.call("restart")
     with suppress(RelayUnreachableError):
-        async with client.watch() as events:  # the old program ends the stream when it stops
+        async with client.stream("watch") as events:  # the old program ends the stream when it stops
             async for _ in events:
                 pass
     async with access(options).connect() as again:
-        status = await again.status()
+        (status,) = (await again.call("status")).items
     kept = f"{count(_number(status, 'tunnels'), 'tunnel')} and {count(_number(status, 'visitors'), 'visitor')}"
     return text(f"restarted as version {_fact(status, 'version')}, with {kept}", shape)
 
@@ -144,7 +147,7 @@ async def drain(client: Client, options: argparse.Namespace, shape: Form) -> str
     """
     if not options.wait:
         return text((await client.call("drain", options.ref)).text, shape)
-    async with access(options).connect() as watching, watching.watch(options.ref) as events:
+    async with access(options).connect() as watching, watching.stream("watch", options.ref) as events:
         say(text((await client.call("drain", options.ref)).text, shape), end="")
         left = 0
         try:
@@ -189,6 +192,14 @@ async def kick(client: Client, options: argparse.Namespace, shape: Form) -> str:
     return text((await client.call("kick", options.ref, options.visitor)).text, shape)
 
 
+async def set_limits(client: Client, options: argparse.Namespace, shape: Form) -> str:
+    """Return the answer of the relay."""
+    unnamed, words = split_words(options.words)
+    if unnamed:
+        raise UsageError(f"{unnamed[0]!r} is not of the form key=value, such as bandwidth=1M")
+    return text((await client.call("set", options.ref, **words)).text, shape)
+
+
 async def ban(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return the answer of the relay."""
     seconds = () if options.seconds is None else (f"{options.seconds:g}",)
@@ -222,9 +233,10 @@ async def shut_down(client: Client, options: argparse.Namespace, shape: Form) ->
 
 async def watch(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Print events until the relay stops."""
-    async with client.watch(options.ref) as events:
+    tunnel = (options.ref,) if options.ref else ()
+    async with client.stream("watch", *tunnel, since=options.since) as events:
         async for event in events:
-            say(event_line(event, shape), end="")
+            say(event_line(event, shape, dated=options.since is not None), end="")
     return ""
 
 
@@ -240,6 +252,7 @@ RUN: Mapping[str, Run] = {
     "release": release,
     "share": share,
     "kick": kick,
+    "set": set_limits,
     "watch": watch,
     "status": status,
     "settings": settings,
@@ -283,21 +296,24 @@ def text(sentence: str, shape: Form) -> str:
     return json_lines([{"text": sentence}]) if shape is Form.JSON else printable(sentence) + "\n"
 
 
-def event_line(event: Record, shape: Form) -> str:
-    """Format an event: `12:04:31  visitor   t4  from=203.0.113.5:4242`, or with the full time and tabs."""
+def event_line(event: Record, shape: Form, *, dated: bool = False) -> str:
+    """Format an event: `12:04:31  visitor   t4  from=203.0.113.5:4242`, or with the full time and tabs. `dated` is for
+    people, too, and for events of other days.
+    """
     if shape is Form.JSON:
         return json_lines([event])
     rest = " ".join(f"{key}={printable(value)}" for key, value in event.items() if key not in {"time", "event", "id"})
     time, name, tunnel = (printable(event.get(key, "")) for key in ("time", "event", "id"))
     if shape is Form.FIELDS:
         return f"{time}\t{name}\t{tunnel}\t{rest}\n"
-    return f"{clock(time):8}  {name:9} {tunnel:5} {rest}".rstrip() + "\n"
+    shown = clock(time, DATED if dated else TIME_OF_DAY)
+    return f"{shown:{19 if dated else 8}}  {name:9} {tunnel:5} {rest}".rstrip() + "\n"
 
 
-def clock(time: str) -> str:
-    """Convert a time in ISO 8601 to the local time of day; empty if it is not valid."""
+def clock(time: str, form: str) -> str:
+    """Convert a time in ISO 8601 to local time; empty if it is not valid."""
     try:
-        return datetime.fromisoformat(time).astimezone().strftime("%H:%M:%S")
+        return datetime.fromisoformat(time).astimezone().strftime(form)
     except ValueError:
         return ""
 

@@ -2,6 +2,7 @@
 
 client      one control connection, with the verbs as methods
 exchange    requests and replies in order
+transport   the connection: TCP, perhaps TLS
 login       the client's side of authentication
 """
 

@@ -10,32 +10,49 @@ cancelled or times out does not affect later ones.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import trio
 
-from tunneld.client.exchange import Answer, ControlExchange, Record, why
+from tunneld.client.exchange import Answer, ControlExchange, TextRecord
 from tunneld.client.login import authenticate
-from tunneld.errors import LimitReachedError, RefusedError, RelayUnreachableError, RemoteProtocolError, reason_of
-from tunneld.net.accept import local_address, peer_address
+from tunneld.client.transport import addresses_of, dial_relay
+from tunneld.errors import (
+    RelayUnreachableError,
+    RemoteProtocolError,
+    UsageError,
+)
 from tunneld.net.endpoint import Endpoint, parse_relay
-from tunneld.tls.connection import CONTROL_PROTOCOL, PEER_CLOSED
-from tunneld.tls.contexts import client_tls_context
-from tunneld.wire.lines import ControlRequest, Err, Value, parse_reply
+from tunneld.wire.lines import ControlRequest, Value
+from tunneld.wire.records import typed_record
 
 PROTOCOL = "1"
 """The version of the control protocol that this client speaks."""
+
+Record = Mapping[str, Any]
+"""An item of an answer, with the keys that tunneld-control(7) lists: numbers are integers, yes and no are booleans."""
+
+NOT_TRIO = (
+    "tunneld runs on Trio, and this is not inside trio.run(); from asyncio, open tunnels over XML-RPC or JSON, which "
+    "need no library of ours, run `tunnel expose` with asyncio.create_subprocess_exec, or run Trio inside the asyncio "
+    "loop with trio.lowlevel.start_guest_run"
+)
 
 NO_FEATURES: Mapping[str, str] = {}
 
 TLS_CLOSE_TIMEOUT = 1.0
 """Seconds for the relay to accept the end of a TLS connection."""
 
-MAX_PLAIN_REFUSAL = 1024
-"""Bytes of a refusal in plain text on a port with TLS: one line, and the relay's own are below 200."""
+
+def check_trio() -> None:
+    """Raise `UsageError`, with what to do instead, in a program that runs on something else than Trio."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise UsageError(NOT_TRIO) from None
 
 
 @asynccontextmanager
@@ -55,20 +72,21 @@ async def connect(
     later each answer. `credential` is a name and its secret. The secret is proved and never sent, and the relay must
     prove that it knows it, too. `secret_source` says where the secret comes from, for error messages.
 
-    Raises `UsageError`, `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld relay, or one that does not know
-    the secret), `RefusedError` (the relay is full, or the secret is wrong), `NotAllowedError` (it requires a
-    credential).
+    Raises `UsageError` (also outside `trio.run`), `RelayUnreachableError`, `RemoteProtocolError` (not a tunneld relay,
+    or one that does not know the secret), `RefusedError` (the relay is full, or the secret is wrong), `NotAllowedError`
+    (it requires a credential).
 
         async with connect("tls://relay.example.org:7010", tls=client_tls_context("ca.pem")) as client:
             print(await client.status())
     """
+    check_trio()
     endpoint = parse_relay(relay, tls=tls is not None)
-    stream = await _dial(endpoint, tls, timeout)
+    stream = await dial_relay(endpoint, tls, timeout)
     try:
         exchange = ControlExchange(str(endpoint), stream, timeout)
         version, features = await receive_greeting(exchange, endpoint)
         await authenticate(exchange, endpoint, features.get("auth", "none"), credential, secret_source)
-        yield Client(endpoint, version, _addresses(stream), exchange, tls, features)
+        yield Client(endpoint, version, addresses_of(stream), exchange, tls, features)
     finally:
         with trio.move_on_after(TLS_CLOSE_TIMEOUT):
             await stream.aclose()
@@ -108,6 +126,11 @@ class Client:
         return self.features.get("carriers") == "here"
 
     @property
+    def shares_carriers(self) -> bool:
+        """Whether the relay takes several tunnels on one carrier."""
+        return self.features.get("tunnels") == "shared"
+
+    @property
     def timeout(self) -> float:
         """Seconds to wait for each answer. Can be set."""
         return self._exchange.timeout
@@ -117,9 +140,10 @@ class Client:
         self._exchange.timeout = seconds
 
     async def call(self, verb: str, *args: str, **options: Value) -> Answer:
-        """Call any verb of tunneld-control(7). Options with the value None are not sent.
+        """Call any verb of tunneld-control(7). Options with the value None are not sent. The values in the answer's
+        items are text, as they come.
 
-        answer = await client.call("shutdown", "drain")
+        `answer = await client.call("shutdown", "drain")`
         """
         texts = {key: _text(value) for key, value in options.items() if value is not None}
         asked_at = trio.current_time()
@@ -127,10 +151,18 @@ class Client:
         self.latency = trio.current_time() - asked_at
         return answer
 
+    def stream(self, verb: str, *args: str, **options: Value) -> AbstractAsyncContextManager[AsyncIterator[TextRecord]]:
+        """Call a verb that streams items, for the length of the `async with`. As in `call`, all values are text.
+
+        `async with client.stream("watch", "t4", since="1h") as events: ...`
+        """
+        texts = {key: _text(value) for key, value in options.items() if value is not None}
+        return self._exchange.watch(ControlRequest(verb, args, texts))
+
     async def wait_lost(self) -> str:
         """Wait until the connection is lost, and return the reason. Calls can be made meanwhile.
 
-        print(await client.wait_lost())
+        `print(await client.wait_lost())`
         """
         return await self._exchange.wait_lost()
 
@@ -138,38 +170,38 @@ class Client:
     def answering(self) -> bool:
         """False once the connection is lost, and while the relay has not answered in time.
 
-        if not client.answering: ...
+        `if not client.answering: ...`
         """
         return self._exchange.answering
 
     def give_up(self, reason: str) -> None:
         """Count the connection as lost: every call that waits, and every later one, raises `reason`.
 
-        client.give_up("this machine no longer has its address")
+        `client.give_up("this machine no longer has its address")`
         """
         self._exchange.give_up(reason)
 
     async def open_tunnel(self, backend: str = "tcp", **options: Value) -> str:
         """Open a tunnel and return its server URI: where the hidden server connects.
 
-        uri = await client.open_tunnel(persist=True, name="blog", ttl=3600)
+        `uri = await client.open_tunnel(persist=True, name="blog", ttl=3600)`
         """
         return (await self.call("openTunnel", backend, **options)).text
 
     async def open_described(self, backend: str = "tcp", **options: Value) -> Record:
         """Open a tunnel and return its description, which has at least its `id`, `server` and `client` URIs.
 
-        tunnel = await client.open_described("webmux", persist=True)
+        `tunnel = await client.open_described("webmux", persist=True)`
         """
         if self.features.get("opens") != "described":
             return (await self.show(await self.open_tunnel(backend, **options)))[0]
         answer = await self.call("openTunnel", backend, "described", **options)
-        return {"server": answer.text, **(answer.items[0] if answer.items else {})}
+        return {"server": answer.text, **(typed_record(answer.items[0]) if answer.items else {})}
 
     async def get_tunnel_address(self, uri: str) -> str:
         """Return the public address, as a URI, of the tunnel with this server URI.
 
-        print(await client.get_tunnel_address(uri))
+        `print(await client.get_tunnel_address(uri))`
         """
         return (await self.call("getTunnelAddress", uri)).text
 
@@ -177,42 +209,45 @@ class Client:
         """Close a tunnel, given by server URI or id, now; all its connections are dropped. Its address becomes free, or
         with `keep` stays reserved for a tunnel of the same name.
 
-        await client.close("t4")
+        `await client.close("t4")`
         """
         return (await self.call("close", ref, *(("keep",) if keep else ()))).text
 
     async def drain(self, ref: str) -> str:
         """Let a tunnel's visitors finish and take no new ones; returns before they have finished.
 
-        await client.drain(uri)
+        `await client.drain(uri)`
         """
         return (await self.call("drain", ref)).text
 
     async def list(self) -> Sequence[Record]:
         """Return all open tunnels, oldest first.
 
-        busy = [tunnel["id"] for tunnel in await client.list() if tunnel["visitors"] != "0"]
+        `busy = [tunnel["id"] for tunnel in await client.list() if tunnel["visitors"]]`
         """
-        return (await self.call("list")).items
+        return [typed_record(item) for item in (await self.call("list")).items]
 
     async def show(self, ref: str) -> Sequence[Record]:
         """Return one tunnel, then each of its visitors.
 
-        tunnel, *visitors = await client.show("t4")
+        `tunnel, *visitors = await client.show("t4")`
         """
-        return (await self.call("show", ref)).items
+        return [typed_record(item) for item in (await self.call("show", ref)).items]
 
     async def status(self) -> Record:
         """Return facts about the relay, such as its uptime.
 
-        print((await client.status())["uptime"])
+        `print((await client.status())["uptime"])`
         """
         items = (await self.call("status")).items
-        return items[0] if items else {}
+        return typed_record(items[0]) if items else {}
 
-    def watch(self, ref: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[Record]]:
+    @asynccontextmanager
+    async def watch(
+        self, ref: str | None = None, *, since: float | None = None
+    ) -> AsyncIterator[AsyncIterator[Record]]:
         """Return events of all tunnels or of one, for the length of the `async with`. Calls need another client
-        meanwhile.
+        meanwhile. With `since`, those of so many seconds until now come first, and an event `live` after them.
 
         The iteration raises a refusal. It waits without a timeout: silence means that nothing happens.
 
@@ -220,116 +255,28 @@ class Client:
                 async for event in events:
                     print(event["event"], event.get("id"))
         """
-        return self._exchange.watch(ControlRequest("watch", (ref,) if ref else ()))
+        seconds = None if since is None else max(1, round(since))
+        async with self.stream("watch", *((ref,) if ref else ()), since=seconds) as items:
+            yield _TypedRecords(items)
+
+
+class _TypedRecords:
+    """Items with typed values. Not an async generator, which would need finalizing when left half-read."""
+
+    def __init__(self, items: AsyncIterator[TextRecord]) -> None:
+        self._items = items
+
+    def __aiter__(self) -> _TypedRecords:
+        return self
+
+    async def __anext__(self) -> Record:
+        return typed_record(await anext(self._items))
 
 
 def _text(value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-async def _dial(endpoint: Endpoint, tls: ssl.SSLContext | None, timeout: float) -> Stream:
-    failure = f"could not reach relay {endpoint}"
-    try:
-        with trio.fail_after(timeout):
-            transport = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-        if endpoint.scheme == "tcp":
-            return transport
-        failure = f"TLS handshake with relay {endpoint} failed"
-        with trio.fail_after(timeout):
-            return await _encrypt(transport, tls or client_tls_context(), endpoint)
-    except trio.TooSlowError:
-        reason = f"no answer in {timeout:g} s"
-    except OSError as error:
-        reason = _system_reason(error)
-    except trio.BrokenResourceError as error:
-        reason = why(error)
-        if reason == PEER_CLOSED or isinstance(error.__cause__, ConnectionResetError):
-            reason = "the relay closed the connection; after failed logins it blocks the address for a while"
-    raise RelayUnreachableError(f"{failure}: {reason}")
-
-
-class RecordedTransport(trio.abc.Stream):
-    """The TCP connection below TLS. It keeps the first bytes that the relay sent: a relay that refuses a connection
-    says so in plain text, without a handshake.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.socket = stream.socket
-        self.first = b""
-        self._stream = stream
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """See `trio.abc.SendStream`."""
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """See `trio.abc.SendStream`."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """See `trio.abc.ReceiveStream`."""
-        data = await self._stream.receive_some(max_bytes)
-        self.first = self.first or bytes(data[:MAX_PLAIN_REFUSAL])
-        return data
-
-    async def aclose(self) -> None:
-        """See `trio.abc.AsyncResource`."""
-        await self._stream.aclose()
-
-    def refusal(self) -> str:
-        """The text of a refusal in plain text; empty if the relay sent anything else."""
-        if not self.first.startswith(b"ERR "):
-            return ""
-        try:
-            line = parse_reply(self.first.partition(b"\n")[0])
-        except RemoteProtocolError:
-            return ""
-        return line.text if isinstance(line, Err) and line.code == LimitReachedError.code else ""
-
-
-Stream = trio.SocketStream | trio.SSLStream[RecordedTransport]
-
-
-async def _encrypt(
-    connection: trio.SocketStream, tls: ssl.SSLContext, endpoint: Endpoint
-) -> trio.SSLStream[RecordedTransport]:
-    """Do the TLS handshake. Raises `trio.BrokenResourceError`, or `RefusedError` if the relay says why it refuses."""
-    transport = RecordedTransport(connection)
-    tls.set_alpn_protocols([CONTROL_PROTOCOL])  # the port may be the relay's HTTPS port
-    stream = trio.SSLStream(transport, tls, server_hostname=endpoint.host)
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError:
-        await trio.aclose_forcefully(transport)
-        if reason := transport.refusal():
-            message = f"relay {endpoint} refused the connection, in plain text: {reason}"
-            raise RefusedError(LimitReachedError.code, message) from None
-        raise
-    except BaseException:
-        await trio.aclose_forcefully(transport)
-        raise
-    return stream
-
-
-def _system_reason(error: OSError) -> str:
-    """The operating system's reason. Trio wraps it twice: with the address, and in "all attempts failed"."""
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    found = cause if isinstance(cause, OSError) else error
-    number = found.errno or 0  # negative if from getaddrinfo
-    return reason_of(OSError(number, os.strerror(number)) if number > 0 else found)
-
-
-def _addresses(stream: Stream) -> tuple[str, str]:
-    """The local address of a connection and the relay's."""
-    socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
-    try:
-        return local_address(socket)[0], peer_address(socket)[0]
-    except OSError:
-        return "", ""  # the connection broke after the greeting; the next call raises the reason
 
 
 async def receive_greeting(exchange: ControlExchange, endpoint: Endpoint) -> tuple[str, Mapping[str, str]]:

@@ -44,7 +44,7 @@ MAX_UNANSWERED = 64
 MAX_ITEMS = 200_000
 """Items of one answer: a relay with 100 000 tunnels (100 MiB here) fits, one that never ends its answer does not."""
 
-Record = Mapping[str, str]
+TextRecord = Mapping[str, str]
 """One `*` line of an answer: its keys and values, all strings, as tunneld-control(7) lists them."""
 
 
@@ -53,7 +53,7 @@ class Answer:
     """The relay's answer to one request: the text after its OK, and the items before it."""
 
     text: str = ""
-    items: Sequence[Record] = ()
+    items: Sequence[TextRecord] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +61,7 @@ class _Pending:
     """A request whose verdict has not arrived, and the items that have."""
 
     sent_at: float  # in `trio.current_time`
-    items: list[Record] = field(default_factory=list)
+    items: list[TextRecord] = field(default_factory=list)
     verdict: Ok | Err | None = None
     abandoned: bool = False
 
@@ -115,7 +115,7 @@ class ControlExchange:
         return await self._receive_answer(pending, failure)
 
     @asynccontextmanager
-    async def watch(self, request: ControlRequest) -> AsyncIterator[AsyncIterator[Record]]:
+    async def watch(self, request: ControlRequest) -> AsyncIterator[AsyncIterator[TextRecord]]:
         """Send a request that streams items, until the end of the `async with`."""
         self._check_not_watching()
         async with self._turn:
@@ -131,7 +131,7 @@ class ControlExchange:
                         await self._send(b"\n")
                 self._hand_over()
 
-    async def next_item(self) -> Record | None:
+    async def next_item(self) -> TextRecord | None:
         """Return the next item of the current watch, None at its end. Raises `RefusedError` if it was refused."""
         watch = self._watch
         if watch is None:
@@ -232,8 +232,10 @@ class ControlExchange:
                 continue
             self._reading = True
             try:
-                while not done() and self._may_read(watching):
+                while self._may_read(watching):
                     self._dispatch(await self._read())
+                    if done():
+                        break
             finally:
                 self._reading = False
                 self._hand_over()
@@ -319,7 +321,7 @@ class _Items:
     def __aiter__(self) -> _Items:
         return self
 
-    async def __anext__(self) -> Record:
+    async def __anext__(self) -> TextRecord:
         item = await self._exchange.next_item()
         if item is None:
             raise StopAsyncIteration

@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
     from tunneld.config.credentials import Credential, make_verifier
     from tunneld.config.file import dump, load
+    from tunneld.config.http import HttpSettings
     from tunneld.config.keys import Change, diff, reloaded
     from tunneld.config.places import find_config
-    from tunneld.config.schema import (
-        ControlSettings,
-        DaemonSettings,
-        HttpSettings,
-        LogSettings,
-        Settings,
-        TunnelSettings,
-    )
+    from tunneld.config.reporting import LogSettings
+    from tunneld.config.schema import ControlSettings, DaemonSettings, Settings, TunnelSettings
 
 __all__ = [
     "AcmeSettings",
@@ -48,9 +43,11 @@ _MODULES = {
     "certificates": ("AcmeSettings", "NamedCertificate", "TlsFiles"),
     "credentials": ("Credential", "make_verifier"),
     "file": ("dump", "load"),
+    "http": ("HttpSettings",),
     "keys": ("Change", "diff", "reloaded"),
     "places": ("find_config",),
-    "schema": ("ControlSettings", "DaemonSettings", "HttpSettings", "LogSettings", "Settings", "TunnelSettings"),
+    "reporting": ("LogSettings",),
+    "schema": ("ControlSettings", "DaemonSettings", "Settings", "TunnelSettings"),
 }
 
 

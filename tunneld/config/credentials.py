@@ -47,6 +47,9 @@ from tunneld.policy.access import GRANT_LIMITS, Grant, Role
 from tunneld.tls.pins import SUBJECT, parse_pin, parse_subject
 from tunneld.wire.verifier import Verifier, check_secret, derive
 
+PROOFS = ("verifier", "secret_file", "secret_env", "certificate", "authorized_keys")
+"""Keys of `[[credential]]` by which it authenticates."""
+
 MAX_SECRET_BYTES = 1024
 """Size of a secret file in bytes: a larger one is the wrong file."""
 
@@ -211,6 +214,11 @@ class Credential(Table):
     def proof(self) -> Verifier | None:
         """The verifier of its secret, wherever that is kept; None if it has no secret."""
         return self._proof
+
+    @property
+    def proofs(self) -> list[str]:
+        """The keys by which it authenticates."""
+        return [key for key in PROOFS if getattr(self, key)]
 
     @property
     def grant(self) -> Grant:

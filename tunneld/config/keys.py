@@ -86,6 +86,17 @@ def _table_in(field: FieldInfo) -> type[Table] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
 
 
+OF_TUNNELS = frozenset(
+    {
+        *("host", "advertised_host", "ports", "max_visitors", "max_parked", "parked_check", "max_waiting"),
+        *("pairing_timeout", "open_timeout", "linger", "keepalive", "max_per_source", "visitor_rate", "bandwidth"),
+        *("quota", "max_sources", "trusted_proxies", "proxy_header_timeout"),
+    }
+)
+"""Keys of [tunnels] that a tunnel has for its life. A reload applies the other ones to open tunnels, too."""
+OF_GRANTS = frozenset({"backends", "ports", "names", "server_from", "max_visitors", "max_ttl", "bandwidth", "quota"})
+"""The same of a credential."""
+
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
@@ -98,8 +109,19 @@ class Change:
     new: object
     live: bool
 
+    @property
+    def applies(self) -> str:
+        """When it applies: `now`, `to new tunnels` or `after a restart`."""
+        if not self.live:
+            return "after a restart"
+        table, _, name = self.key.rpartition(".")
+        per_tunnel = name in OF_GRANTS if table.startswith("credential.") else name in OF_TUNNELS
+        return "to new tunnels" if per_tunnel and table.startswith(("credential.", "tunnels")) else "now"
+
     def __str__(self) -> str:
-        suffix = "" if self.live else " (needs a restart)"
+        suffix = {"now": "", "to new tunnels": " (for tunnels opened from now on)"}.get(
+            self.applies, " (needs a restart)"
+        )
         return f"{self.key}: {literal(self.old)} -> {literal(self.new)}{suffix}"
 
 

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from tunneld.config.http import HttpSettings
 from tunneld.config.keys import keys, schema_path, tables
-from tunneld.config.schema import ControlSettings, HttpSettings, Settings
+from tunneld.config.schema import ControlSettings, Settings
 from tunneld.config.values import Loading, Table
 from tunneld.config.wording import dotted, literal, unrecognized
 from tunneld.errors import ConfigError

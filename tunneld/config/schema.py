@@ -9,31 +9,32 @@ once, when the daemon starts; every other key applies after a reload.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from tunneld.config.certificates import AcmeSettings, NamedCertificate, TlsFiles
 from tunneld.config.credentials import Credential, check_unique
+from tunneld.config.http import HttpSettings
 from tunneld.config.names import NamesSettings
 from tunneld.config.paths import absolute_path
+from tunneld.config.reporting import EventsSettings, LogSettings, MetricsSettings, RecordsSettings
 from tunneld.config.values import (
     DAY,
     HOUR,
-    KIB,
     MIB,
     MINUTE,
     RESTART,
-    BodySize,
     ByteCount,
     Count,
     File,
     Folder,
+    Fraction,
     Loading,
     MaxStartups,
     NetworkList,
     Port,
+    Reserved,
     Seconds,
     SecondsOrNone,
     SpinSeconds,
@@ -42,32 +43,14 @@ from tunneld.config.values import (
     ValidatedBool,
     VisitorRate,
     WindowSize,
+    check_host,
     known_port_range,
     parse_port_range,
 )
 from tunneld.config.wording import literal
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard, parse_host
+from tunneld.net.endpoint import CONTROL_PORT, is_loopback, is_wildcard
 from tunneld.policy.site_rules import AuthUrl
-
-
-def _host(value: str) -> str:
-    """Check a host to bind or to advertise; an IPv6 address may have brackets."""
-    if not value:
-        return value
-    try:
-        if value.replace(".", "").isdigit():
-            return str(ipaddress.IPv4Address(value))  # else 300.1.1.1 would be a host name
-        return parse_host(f"[{value}]" if ":" in value and not value.startswith("[") else value)
-    except (UsageError, ValueError):
-        raise ValueError(f"{literal(value)} is not a host name or an address") from None
-
-
-def _name(value: str) -> str:
-    """Check a host name or address in a list, where an empty one is a mistake."""
-    if not value:
-        raise ValueError("an empty name matches no request")
-    return _host(value)
 
 
 def _service(value: str) -> str:
@@ -84,9 +67,6 @@ def _service(value: str) -> str:
 
 
 AuthorizeEvents = Annotated[tuple[Literal["login", "open", "visitor"], ...], Field(strict=False)]
-Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Names = Annotated[tuple[Annotated[str, AfterValidator(_name)], ...], Field(strict=False)]
 
 
 class ControlSettings(Table):
@@ -117,7 +97,7 @@ class ControlSettings(Table):
     authorize_cache: SecondsOrNone = MINUTE  # how long a user that was removed elsewhere may go on
     max_authorizing: Count = 64  # questions at a time: a connection or a process each
 
-    _check_host = field_validator("host")(_host)
+    _check_host = field_validator("host")(check_host)
 
     @property
     def startups(self) -> Startups:
@@ -149,43 +129,8 @@ class ControlSettings(Table):
         return value
 
 
-class HttpSettings(Table):
-    """`[http]`: XML-RPC, JSON, health and metrics."""
-
-    enabled: bool = True
-    host: str = "127.0.0.1"
-    port: Port = 7011
-    tls: TlsFiles | None = None
-    open_to_anyone: ValidatedBool = False
-    allowed_hosts: Names = ()  # in addition to the names of loopback: pages of other sites must not reach the relay
-    max_connections: Count = 256  # each costs a descriptor and one or two tasks, as for control.max_connections
-    reserved_connections: Reserved = 8  # a health probe and a monitoring system, twice each, and operators
-    max_body: BodySize = 64 * KIB  # the largest legitimate request is below 1 KiB
-    read_timeout: Seconds = 10.0  # 64 KiB over a modem
-    keep_alive_timeout: Seconds = 30.0
-    write_timeout: Seconds = 30.0  # a peer that reads nothing for so long is gone
-
-    _check_host = field_validator("host")(_host)
-
-    @field_validator("open_to_anyone")
-    @classmethod
-    def _check_exposure(cls, value: bool, info: ValidationInfo) -> bool:
-        listens = info.data.get("enabled", False) and {"host", "tls"} <= info.data.keys()
-        if not listens or value or is_loopback(info.data["host"]):
-            return value
-        tls: TlsFiles | None = info.data["tls"]
-        credentials = isinstance(info.context, Loading) and info.context.credentials
-        if tls is not None and (credentials or tls.client_ca is not None):
-            return value
-        raise ValueError(
-            f"is false, but host {literal(info.data['host'])} lets anyone open tunnels or read secrets on the network; "
-            "add a [[credential]] and [http.tls], listen on loopback behind a proxy that authenticates, or set "
-            "open_to_anyone = true behind a firewall"
-        )
-
-
 class TunnelSettings(Table):
-    """`[tunnels]`: where tunnels listen, limits and timeouts. Applied to each tunnel that is opened from then on."""
+    """`[tunnels]`: where tunnels listen, limits and timeouts. Applied to tunnels opened from then on."""
 
     host: str = "127.0.0.1"  # nothing is public by default
     advertised_host: str = ""
@@ -215,7 +160,7 @@ class TunnelSettings(Table):
     trusted_proxies: NetworkList = ()
     proxy_header_timeout: Seconds = 5.0  # the specification requires at least 3 s, enough for a retransmission
 
-    _check_hosts = field_validator("host", "advertised_host")(_host)
+    _check_hosts = field_validator("host", "advertised_host")(check_host)
 
     @field_validator("advertised_host")
     @classmethod
@@ -249,7 +194,7 @@ class WebMuxSettings(Table):
     max_window: WindowSize = 8 * MIB  # what 600 Mbit/s with 100 ms have in flight
     carrier_memory: WindowSize = 32 * MIB  # total growth of a carrier's windows, held if visitors do not read
 
-    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+    _check_host = field_validator("host")(lambda value: value if value is None else check_host(value))
 
 
 class SshSettings(Table):
@@ -275,7 +220,7 @@ class SshSettings(Table):
     )  # half of the limit of GCM (RFC 4344)
     rekey_interval: Seconds = HOUR  # RFC 4253, section 9
 
-    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+    _check_host = field_validator("host")(lambda value: value if value is None else check_host(value))
     _locate = field_validator("host_key")(absolute_path)
 
 
@@ -298,12 +243,14 @@ class EgtpSettings(Table):
     patience: Seconds = 2.0  # for an answer; after that, visitors go to another node, if there is one
     max_window: WindowSize = 8 * MIB  # as for webmux
     connection_memory: WindowSize = 32 * MIB
+    kept_memory: WindowSize = 64 * MIB  # sent and not acknowledged, of all nodes of one owner; each may keep 8 MiB
+    max_poll: Seconds = 300.0  # the longest interval between polls: no visitor waits longer, nor what is kept for it
     mail_messages: Count = 1000  # messages between nodes, per credential, and per recipient
     mail_bytes: WindowSize = 16 * MIB  # the same; eight times that for all
     mail_age: Seconds = HOUR  # EGTP gives up a request after an hour at the latest
     mail_rate: VisitorRate = "100/s"  # per credential: what one core passes on takes a few per cent of it
 
-    _check_host = field_validator("host")(lambda value: value if value is None else _host(value))
+    _check_host = field_validator("host")(lambda value: value if value is None else check_host(value))
     _locate = field_validator("identity")(absolute_path)
 
 
@@ -320,13 +267,6 @@ class DaemonSettings(Table):
     _make_absolute = field_validator("state")(absolute_path)
 
 
-class LogSettings(Table):
-    """`[log]`: one event per line on standard error."""
-
-    format: Literal["auto", "human", "json"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
 class Settings(Table):
     """A complete tunnel.toml."""
 
@@ -339,6 +279,9 @@ class Settings(Table):
     names: NamesSettings = NamesSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    events: EventsSettings = EventsSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    records: RecordsSettings = RecordsSettings()
     acme: AcmeSettings = AcmeSettings()
     certificate: Annotated[tuple[NamedCertificate, ...], Field(strict=False)] = ()
     credential: Annotated[tuple[Credential, ...], Field(strict=False)] = ()

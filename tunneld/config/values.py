@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from tunneld.config.salts import PROCESS_KEY
 from tunneld.config.wording import literal
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import MAX_PORT, parse_network
+from tunneld.net.endpoint import MAX_PORT, parse_host, parse_network
 from tunneld.policy.rates import Rate
 
 
@@ -63,6 +64,25 @@ class Table(BaseModel):
     """The base of all tables: unknown keys are refused, types are not converted, values are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def check_host(value: str) -> str:
+    """Check a host to bind or to advertise; an IPv6 address may have brackets."""
+    if not value:
+        return value
+    try:
+        if value.replace(".", "").isdigit():
+            return str(ipaddress.IPv4Address(value))  # else 300.1.1.1 would be a host name
+        return parse_host(f"[{value}]" if ":" in value and not value.startswith("[") else value)
+    except (UsageError, ValueError):
+        raise ValueError(f"{literal(value)} is not a host name or an address") from None
+
+
+def check_name(value: str) -> str:
+    """Check a host name or address in a list, where an empty one is a mistake."""
+    if not value:
+        raise ValueError("an empty name matches no request")
+    return check_host(value)
 
 
 def parse_port_range(text: str) -> range:
@@ -153,3 +173,6 @@ def _rate(value: str) -> str:
 NetworkText = Annotated[str, AfterValidator(_network)]
 NetworkList = Annotated[tuple[NetworkText, ...], Field(strict=False)]
 VisitorRate = Annotated[str, AfterValidator(_rate)]
+Reserved = Annotated[int, Field(ge=0, le=1_000_000)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Names = Annotated[tuple[Annotated[str, AfterValidator(check_name)], ...], Field(strict=False)]

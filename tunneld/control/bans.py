@@ -1,24 +1,22 @@
-"""The verbs that disconnect visitors and keep networks out: kick, ban, unban and bans."""
+"""The verbs that disconnect visitors, keep networks out and limit what visitors may do: kick, ban, unban, bans, set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 import trio
 
-from tunneld.control.verbs import DaemonControl
+from tunneld.control.verbs import DaemonControl, description_for
+from tunneld.directory.changing import CHANGEABLE, NO_LIMIT
 from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.net.endpoint import Peer, format_peer, parse_network
 from tunneld.policy.bans import MAX_BAN_TIME
 from tunneld.policy.networks import NetworkSet, read_address
-from tunneld.policy.options import parse_seconds
+from tunneld.policy.options import format_option, parse_seconds
 from tunneld.policy.units import count
 from tunneld.wire.lines import ControlRequest, Item
-
-log = structlog.get_logger("control")
 
 BAN_TIME = 3600.0
 """Seconds of a ban for which no time is given."""
@@ -69,17 +67,25 @@ async def ban(daemon: DaemonControl, request: ControlRequest, caller: Requester)
     daemon.service.bans.add(network, trio.current_time() + seconds)
     reason, chosen = caller.known_grant.by_request("banned"), _chosen_by(str(network))
     kicked = sum(tunnel.visitors.kick(chosen, reason) for tunnel in daemon.service.tunnels())
-    log.info("network banned", network=str(network), seconds=seconds, by=caller.owner, disconnected=kicked)
     return Reply(text=f"banned {network} for {seconds:g} s, disconnected {count(kicked, 'visitor')}")
 
 
-async def unban(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
+async def unban(daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
     """End a ban."""
     network = parse_network(request.args[0])
     if not daemon.service.bans.lift(network):
         raise UsageError(f"{network} is not banned; bans lists the networks that are")
-    log.info("ban lifted", network=str(network), by=caller.owner)
     return Reply(text=f"lifted the ban of {network}")
+
+
+async def set_limits(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
+    """Change limits of an open tunnel. The text has the values in force, which may be lower than requested."""
+    if not request.options:
+        raise UsageError(f"nothing to change: give at least one of {', '.join(f'{key}=' for key in CHANGEABLE)}")
+    tunnel = await daemon.service.change(request.args[0], request.options, caller.known_grant)
+    values = {key: getattr(tunnel.spec.options, key) for key in request.options}
+    shown = " ".join(f"{key}={format_option(value) if value else NO_LIMIT}" for key, value in values.items())
+    return Reply(text=f"changed {tunnel.id}: {shown}", items=[description_for(caller)(tunnel)])
 
 
 async def list_bans(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:

@@ -7,12 +7,14 @@ logic of its own. Each row has the role that may use the verb.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tunneld.backends import BACKENDS
-from tunneld.control.bans import ban, kick, list_bans, unban
+from tunneld.control.bans import ban, kick, list_bans, set_limits, unban
+from tunneld.control.credentials import list_credentials
+from tunneld.control.notes import Noted, note
 from tunneld.control.verbs import (
     DaemonControl,
     close_tunnel,
@@ -37,14 +39,15 @@ from tunneld.control.verbs import (
     status,
     trim_tunnel,
     try_certificate,
-    watch_tunnels,
 )
 from tunneld.control.visits import invite_visitor, visit_tunnel
+from tunneld.control.watches import WATCH_OPTIONS, watch_tunnels
+from tunneld.directory.changing import CHANGEABLE
 from tunneld.directory.reply import Execute, Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import UsageError
 from tunneld.policy.access import Role, check_role
-from tunneld.policy.options import OPTIONS
+from tunneld.policy.options import OPTIONS, Option
 from tunneld.wire.lines import ControlRequest, Item
 
 
@@ -57,9 +60,10 @@ class Command:
     summary: str
     run: Callable[[DaemonControl, ControlRequest, Requester], Awaitable[Reply]]
     arguments: tuple[int, int] = (0, 0)  # minimum, maximum
-    options: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
     changes: bool = True  # False: read-only, safe to repeat, allowed with GET
     role: Role | None = Role.USER  # the role it requires; None: no authentication
+    noted: Noted = Noted.NOTHING  # in the log and as an event
 
 
 async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Requester) -> Reply:
@@ -68,8 +72,8 @@ async def show_help(_daemon: DaemonControl, request: ControlRequest, _caller: Re
         return Reply(items=[{"verb": usage(command), "does": command.summary} for command in COMMANDS.values()])
     command = find_command(request.args[0])
     items: list[Item] = [{"verb": usage(command), "does": command.summary}]
-    if command.options:
-        items += [{"option": f"{key}={row.takes}", "does": row.summary} for key, row in OPTIONS.items()]
+    items += [{"option": f"{key}={row.takes}", "does": row.summary} for key, row in command.options.items()]
+    if command.options is OPTIONS:
         items += [{"backend": name} for name in BACKENDS]
     return Reply(items=items)
 
@@ -96,7 +100,7 @@ COMMANDS: dict[str, Command] = {
             "open a tunnel; returns the server URI, to which the hidden server connects",
             open_tunnel,
             arguments=(0, 2),
-            options=True,
+            options=OPTIONS,
         ),
         Command(
             "getTunnelAddress",
@@ -121,6 +125,7 @@ COMMANDS: dict[str, Command] = {
             "close a tunnel now; with keep, its address stays reserved",
             close_tunnel,
             arguments=(1, 2),
+            noted=Noted.TUNNEL,
         ),
         Command(
             "drain",
@@ -128,6 +133,7 @@ COMMANDS: dict[str, Command] = {
             "accept no new visitors; close the tunnel after the last one",
             drain_tunnel,
             arguments=ONE_ARGUMENT,
+            noted=Noted.TUNNEL,
         ),
         Command(
             "join",
@@ -156,6 +162,7 @@ COMMANDS: dict[str, Command] = {
             "return a link to a protected host name that expires; or revoke all links to it",
             share_tunnel,
             arguments=(2, 2),
+            noted=Noted.TUNNEL,
         ),
         Command(
             "visitTunnel",
@@ -178,13 +185,24 @@ COMMANDS: dict[str, Command] = {
             "disconnect a visitor of a tunnel, or all from an address or network",
             kick,
             arguments=(2, 2),
+            noted=Noted.TUNNEL,
+        ),
+        Command(
+            "set",
+            f"{TUNNEL_REFERENCE} key=value [key=value ...]",
+            "change limits of an open tunnel; none takes one away",
+            set_limits,
+            arguments=ONE_ARGUMENT,
+            options=CHANGEABLE,
+            noted=Noted.TUNNEL,
         ),
         Command(
             "watch",
-            f"[{TUNNEL_REFERENCE}]",
+            f"[{TUNNEL_REFERENCE}] [since=TIME]",
             "report events until a line is sent",
             watch_tunnels,
             arguments=(0, 1),
+            options=WATCH_OPTIONS,
             changes=False,
         ),
         Command(
@@ -201,6 +219,7 @@ COMMANDS: dict[str, Command] = {
             "drop the reservation of a tunnel that is not open",
             release_reservation,
             arguments=ONE_ARGUMENT,
+            noted=Noted.RELAY,
         ),
         Command("status", "", "show the state of the daemon", status, changes=False, role=Role.ADMIN),
         Command(
@@ -227,6 +246,7 @@ COMMANDS: dict[str, Command] = {
             pardon,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "ban",
@@ -235,6 +255,7 @@ COMMANDS: dict[str, Command] = {
             ban,
             arguments=(1, 2),
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "unban",
@@ -242,6 +263,15 @@ COMMANDS: dict[str, Command] = {
             "end a ban",
             unban,
             arguments=ONE_ARGUMENT,
+            role=Role.ADMIN,
+            noted=Noted.RELAY,
+        ),
+        Command(
+            "credentials",
+            "",
+            "list the credentials, their limits, and how many tunnels each has open",
+            list_credentials,
+            changes=False,
             role=Role.ADMIN,
         ),
         Command("bans", "", "list the banned networks", list_bans, changes=False, role=Role.ADMIN),
@@ -260,6 +290,7 @@ COMMANDS: dict[str, Command] = {
             renew_certificate,
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "tryCertificate",
@@ -269,8 +300,15 @@ COMMANDS: dict[str, Command] = {
             arguments=ONE_ARGUMENT,
             role=Role.ADMIN,
         ),
-        Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN),
-        Command("restart", "", "restart the daemon; tunnels and connections are kept", restart, role=Role.ADMIN),
+        Command("reload", "", "read the configuration file again", reload, role=Role.ADMIN, noted=Noted.RELAY),
+        Command(
+            "restart",
+            "",
+            "restart the daemon; tunnels and connections are kept",
+            restart,
+            role=Role.ADMIN,
+            noted=Noted.RELAY,
+        ),
         Command(
             "shutdown",
             "[drain]",
@@ -278,6 +316,7 @@ COMMANDS: dict[str, Command] = {
             shut_down,
             arguments=(0, 1),
             role=Role.ADMIN,
+            noted=Noted.RELAY,
         ),
         Command(
             "auth",
@@ -318,6 +357,7 @@ def executor(daemon: DaemonControl) -> Execute:
         if command.changes:  # it may wait for something, and no request is to wait for it
             async with step():
                 pass
+            await note(daemon, command.verb, command.noted, request, caller)
             reply = await command.run(daemon, request, caller)
         else:
             async with step():

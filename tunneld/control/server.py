@@ -38,6 +38,9 @@ from tunneld.tls.session import is_truncation
 from tunneld.tls.stream import TlsStream
 from tunneld.wire.lines import format_err
 
+FEATURES = "opens=described tunnels=shared"
+"""What this relay can do that relays of earlier versions cannot, for the greeting."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("control")
 
 
@@ -108,7 +111,7 @@ class _LineServer:
             return
         deadline = trio.current_time() + self._settings().handshake_timeout
         transport = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        more = " carriers=here" if shares_port else ""
+        more = f"{FEATURES} carriers=here" if shares_port else FEATURES
         nursery.start_soon(self._serve, transport, peer, slot, place, deadline, more)
 
     def _admits_all(self) -> bool:
@@ -140,7 +143,7 @@ class _LineServer:
                         session = ControlSession(connection, login, self._settings, self._execute, bound)
                         try:
                             await session.run(
-                                f"tunneld {__version__} protocol=1 opens=described auth={login.method}{more}",
+                                f"tunneld {__version__} protocol=1 {more} auth={login.method}",
                                 deadline,
                                 refusal,
                             )

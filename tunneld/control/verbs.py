@@ -6,7 +6,7 @@ caller, tunnels of other credentials do not exist, unless it is an admin.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -19,10 +19,12 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
+from tunneld.egtp.passing import PassingService
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.address import Port, format_ports
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
+from tunneld.policy.admission import RefusalKind
 from tunneld.policy.options import ANYWHERE, TunnelOptions, parse_seconds
 from tunneld.policy.units import count
 from tunneld.sites.site import PortOrders
@@ -39,6 +41,9 @@ class CertificateOrders(PortOrders, Protocol):
 
     def certificates(self) -> Sequence[Item]:
         """One item for each certificate."""
+
+    def problems(self) -> Sequence[str]:
+        """Which host names have no valid certificate, in a few words each."""
 
     async def renew(self, name: str) -> object:
         """Order a new certificate now. Raises `CertificateError` or `UsageError`."""
@@ -60,6 +65,10 @@ class DaemonControl(Protocol):
 
     def status(self) -> Item:
         """The item of `status`."""
+
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; None on a system that has no such nodes."""
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
@@ -194,24 +203,6 @@ async def share_tunnel(daemon: DaemonControl, request: ControlRequest, caller: R
         raise ShortageError(f"could not store the state of shared links: {reason_of(error)}") from None
 
 
-async def watch_tunnels(daemon: DaemonControl, request: ControlRequest, caller: Requester) -> Reply:
-    """A stream of events of one tunnel, or of all that the caller may see. The first event is `watching`."""
-    grant = caller.known_grant
-    tunnel = (await daemon.service.find(request.args[0], grant)).id if request.args else None
-    daemon.service.events.check_limit(grant, daemon.settings.control.max_watchers)
-    return Reply(stream=_stream(daemon, tunnel, caller))
-
-
-async def _stream(daemon: DaemonControl, tunnel: str | None, caller: Requester) -> AsyncGenerator[Sequence[Item], None]:
-    """The events, in groups. It ends when the credential of the caller is revoked."""
-    events = daemon.service.events
-    events.check_limit(caller.known_grant, daemon.settings.control.max_watchers)  # others may have come before
-    async with events.watch(daemon.settings.daemon.watch_backlog, lambda: caller.grant_now, tunnel) as watcher:
-        yield [{"event": "watching", "id": tunnel or "all"}]
-        async for group in watcher:
-            yield group
-
-
 async def status(daemon: DaemonControl, _request: ControlRequest, _caller: Requester) -> Reply:
     """The process in one item."""
     return Reply(items=[daemon.status()])
@@ -344,6 +335,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "parked": tunnel.parked,
         "served": tunnel.served,
         "refused": tunnel.refusals.total(),
+        "refusals": _by_kind(tunnel.refusals),
         "up": up,
         "down": down,
     }
@@ -353,6 +345,12 @@ def _several_ports(tunnel: Tunnel) -> str | None:
     """The public ports, as `format_ports` prints them, if there are several."""
     ports = [address.number for address in tunnel.addresses if isinstance(address, Port)]
     return format_ports(ports) if len(ports) > 1 else None
+
+
+def _by_kind(refusals: Mapping[RefusalKind, int]) -> str | None:
+    """`rate:12,address:3`, the most frequent kind first; None if there are none."""
+    counted = sorted(((number, kind.value) for kind, number in refusals.items() if number), reverse=True)
+    return ",".join(f"{kind}:{number}" for number, kind in counted) or None
 
 
 def _certificate_problem(tunnel: Tunnel) -> str:

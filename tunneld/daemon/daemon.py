@@ -8,6 +8,7 @@
     ├─ servers                 control port, HTTP and shared ports, see servers.py
     ├─ certificates            for host names, see acme/manager.py
     └─ systemd status          see status.py
+    journals                   records of visitors, and past events; outside the root: they end last, see journals.py
 
 The daemon ends with a drain or with a handover to the next process (ending.py); a second `shutdown` stops it at once.
 In each case the root nursery is cancelled last, which drops all remaining connections.
@@ -20,7 +21,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -39,14 +40,17 @@ from tunneld.config.places import state_folder
 from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
+from tunneld.config.wording import literal
 from tunneld.daemon import ending, log, privileges
 from tunneld.daemon.ending import DaemonEnding
+from tunneld.daemon.journals import Journals
 from tunneld.daemon.listeners import HAS_PUMP
 from tunneld.daemon.servers import Servers
 from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
 from tunneld.directory.requester import account_of
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.passing import PassingService
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
@@ -58,7 +62,8 @@ from tunneld.sites.links import ShareLinks
 from tunneld.sites.names import SharedNames
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
-from tunneld.tunnel.tunnel import STOPPED
+from tunneld.tunnel.snapshot import ServiceSnapshot
+from tunneld.tunnel.visitors import STOPPED
 from tunneld.wire.lines import Item
 
 if sys.platform == "linux":
@@ -143,6 +148,7 @@ class Daemon:
             lambda: self.servers.identity,
         )
         self.servers = Servers(self, self.engine, keys, authenticator, self.handshakes, self.certificates, self.names)
+        self.journals = Journals(lambda: self.settings, self._state, self.service)
         self._systemd_status = SystemdStatus(self.service, self.certificates, self.certificate_orders.problems)
         self._command = command
         self._ending = DaemonEnding.DRAIN
@@ -156,30 +162,36 @@ class Daemon:
         self._become_user()
         store_salt_key(self._state, self._salt_key)
         self.servers.load_keys(self.settings)
-        with trio.open_signal_receiver(*SIGNALS) as signals, self._stop:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the previous program blocked them before execve
-            async with trio.open_nursery() as root:
-                root.start_soon(handle_signals, signals, self, root)
-                await root.start(self.engine.run)
-                self.engine.set_unacknowledged_timeout(self.settings.tunnels.unacknowledged_timeout or 0.0)
-                await root.start(self.handshakes.run)
-                await root.start(self.service.run)
-                await self.service.adopt(snapshot)
-                self._drain_revoked()
-                await root.start(self.servers.run)
-                await root.start(self.certificate_orders.run)
-                if systemd.watchdog_interval() is not None:
-                    faulthandler.enable()  # systemd sends SIGABRT to a process that hangs: log its stack trace
-                if sys.platform == "linux":
-                    handover.release_stored()
-                systemd.ready()
-                root.start_soon(self._systemd_status.run)
-                logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
-                await self._end_requested.wait()
-                await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
-                root.cancel_scope.cancel()
+            async with self.journals.running():
+                with self._stop:
+                    await self._serve(signals, snapshot)
         systemd.stopping()
         logger.info("stopped", exit_status=self.exit_status)
+
+    async def _serve(self, signals: AsyncIterator[int], snapshot: ServiceSnapshot) -> None:
+        async with trio.open_nursery() as root:
+            root.start_soon(handle_signals, signals, self, root)
+            await root.start(self.engine.run)
+            self.engine.set_unacknowledged_timeout(self.settings.tunnels.unacknowledged_timeout or 0.0)
+            await root.start(self.handshakes.run)
+            await root.start(self.service.run)
+            await self.service.adopt(snapshot)
+            self._drain_revoked()
+            await root.start(self.servers.run)
+            await root.start(self.certificate_orders.run)
+            if systemd.watchdog_interval() is not None:
+                faulthandler.enable()  # systemd sends SIGABRT to a process that hangs: log its stack trace
+            if sys.platform == "linux":
+                handover.release_stored()
+            systemd.ready()
+            root.start_soon(self._systemd_status.run)
+            root.start_soon(self.service.loop_delay.run)
+            logger.info("ready", version=__version__, pid=os.getpid(), tunnels=self.settings.tunnels.ports)
+            await self._end_requested.wait()
+            await (self._drain() if self._ending is DaemonEnding.DRAIN else self._hand_over(self._ending))
+            root.cancel_scope.cancel()
 
     def _order_certificates(self, names: SharedNames) -> None:
         """Let host names get certificates from when a tunnel takes them until it frees them."""
@@ -230,7 +242,18 @@ class Daemon:
             "egtp_node": str(identity.id) if (identity := self.servers.identity) is not None else None,
             "config": str(self._config_path or "built-in defaults"),
             "state": self.service.reservations.place,
+            **self._mail_usage(),
         }
+
+    def _mail_usage(self) -> Item:
+        """Of the nodes that may use the relay, if there are any."""
+        has_nodes = any(credential.nodes for credential in self.settings.credential)
+        return self.mail.usage() if self.mail is not None and has_nodes else {}
+
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; see `DaemonControl`."""
+        return self.servers.mail
 
     def penalties(self) -> Sequence[Item]:
         """The penalties in force; see `DaemonControl`."""
@@ -254,6 +277,7 @@ class Daemon:
             self.servers.apply(prepared)
             self.engine.set_unacknowledged_timeout(settings.tunnels.unacknowledged_timeout or 0.0)
             self.service.apply_settings()
+            self.journals.reconfigure()
             self.certificate_orders.reconfigure()
             log.configure(settings.log)
             self._warn_of_configuration()
@@ -261,7 +285,13 @@ class Daemon:
         for change in changes:
             logger.info("setting changed", change=str(change))
         return [
-            {"key": change.key, "old": str(change.old), "new": str(change.new), "needs_restart": not change.live}
+            {
+                "key": change.key,
+                "old": None if change.old is None else literal(change.old),
+                "new": None if change.new is None else literal(change.new),
+                "needs_restart": not change.live,
+                "applies": change.applies,
+            }
             for change in changes
         ]
 
@@ -290,6 +320,10 @@ class Daemon:
             privileges.identity(self._load())
             self.reload()
         self._end(DaemonEnding.BECOME)
+
+    def on_signal(self, name: str, verb: str) -> None:
+        """A signal asks for what a verb does: tell watchers."""
+        self.service.events.publish("request", verb=verb, signal=name)
 
     def store(self) -> None:
         """End, and let systemd keep the connections for the process that it starts next."""
@@ -342,7 +376,8 @@ class Daemon:
                 listener.close()
             await self._drain()
         else:
-            await ending.hand_over(how, self._command, SIGNALS, listeners, activated, self.service)
+            flush = self.journals.flush
+            await ending.hand_over(how, self._command, SIGNALS, listeners, activated, self.service, flush)
 
     async def _drain(self) -> None:
         await ending.drain(self.service, self.settings.daemon.drain_timeout)

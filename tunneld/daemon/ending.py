@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ log = structlog.get_logger("daemon")
 
 PROGRESS_INTERVAL = 5.0
 """Seconds between two reports about a drain."""
+
+FLUSH_TIMEOUT = 1.0
+"""Seconds for the journals to be written before a handover: visitors wait meanwhile."""
 
 CHECK_TIMEOUT = 30.0
 """Seconds for the new program of a restart to check its configuration with `--check`."""
@@ -106,16 +109,20 @@ async def hand_over(
     listeners: Mapping[str, list[socket.socket]],
     activated: frozenset[str],
     service: TunnelService,
+    flush: Callable[[], Awaitable[None]],
 ) -> None:
     """Hand over everything that can be kept, by way of systemd or by turning into `command` (which does not return).
 
-    `listeners` are those of the servers, by service; `activated` are the services with listeners of systemd.
+    `listeners` are those of the servers, by service; `activated` are the services with listeners of systemd. `flush`
+    writes the journals.
 
     Raises `ShortageError` if the system refuses; then all connections are lost.
     """
     tunnels = await service.export()
     for _ in range(3):  # lets carriers write their last frames
         await trio.lowlevel.checkpoint()
+    with trio.move_on_after(FLUSH_TIMEOUT):
+        await flush()
     capacity = handover.store_capacity() if ending is DaemonEnding.STORE else sys.maxsize
     still_activated = activated if ending is DaemonEnding.BECOME else frozenset[str]()  # systemd passes them again
     snapshot, bundle = handover.Snapshot(listeners, still_activated, tunnels), handover.FdBundle(capacity)

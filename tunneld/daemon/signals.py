@@ -21,6 +21,10 @@ log = structlog.get_logger("daemon")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+VERBS = {signal.SIGHUP: "reload", signal.SIGUSR1: "restart", signal.SIGUSR2: "restart"}
+"""What signals ask for; every other one asks for `shutdown`."""
+
+
 class SignalTarget(Protocol):
     """The methods of the daemon that signals call."""
 
@@ -36,11 +40,16 @@ class SignalTarget(Protocol):
     def shutdown(self, *, drain: bool) -> None:
         """Stop; the first call with `drain` lets connections finish."""
 
+    def on_signal(self, name: str, verb: str) -> None:
+        """A signal with this name has arrived, which asks for the same as a verb."""
+
 
 async def handle_signals(signals: AsyncIterator[int], daemon: SignalTarget, nursery: trio.Nursery) -> None:
     """Handle signals until cancelled. A restart runs as a task of `nursery`."""
     async for number in signals:
-        log.info("signal", name=signal.Signals(number).name)
+        name = signal.Signals(number).name
+        log.info("signal", name=name)
+        daemon.on_signal(name, VERBS.get(signal.Signals(number), "shutdown"))
         match number:
             case signal.SIGHUP:
                 _reload(daemon)

@@ -45,7 +45,8 @@ the tunnel was opened holds.
 def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested: TunnelOptions, grant: Grant) -> None:
     """Raise `UsageError` where an option that an agent `requested` contradicts the shared tunnel that it is to serve.
     An option that it left out agrees with every value. `options` are the requested ones as `permit` returned them; the
-    limits of the grant are applied before the comparison, as they were when the tunnel was opened.
+    limits of the grant are applied before the comparison, as they were when the tunnel was opened. One that was changed
+    since then agrees, too.
     """
     bound = effective_limits(tunnel.spec.settings, grant, options).bound(options)
     theirs, defaults = tunnel.spec.options, TunnelOptions()
@@ -56,7 +57,7 @@ def check_agrees(tunnel: Tunnel, backend: str, options: TunnelOptions, requested
         raise _contradiction(tunnel, f"with client_port={port}", f"client_port={options.client_port}")
     for field in fields(requested):
         name = field.name
-        if name in UNCOMPARED or getattr(requested, name) == getattr(defaults, name):
+        if name in UNCOMPARED or name in tunnel.spec.changed or getattr(requested, name) == getattr(defaults, name):
             continue
         wanted, there = getattr(bound, name), getattr(theirs, name)
         if wanted != there:

@@ -50,6 +50,11 @@ class LiveTunnels:
         record = self._records.get(tunnel)
         return record.owner if record is not None else None
 
+    def name_of(self, tunnel: str) -> str | None:
+        """The name of the tunnel with this id, where it has one."""
+        record = self._records.get(tunnel)
+        return (record.name or None) if record is not None else None
+
     def record_of(self, tunnel: str) -> TunnelRecord:
         """The record of the tunnel with this id."""
         return self._records[tunnel]

@@ -176,8 +176,7 @@ class LocalDirectory:
 
     def ports_held(self, owner: Owner, ports: range) -> int:
         """See `Directory.ports_held`. The ports of tunnels from before a reload that changed the range count, too."""
-        reserved = {port for each in self.reservations.table.kept_by(owner) for port in each.ports if port in ports}
-        return self.pool.count_of(owner) + len(reserved)
+        return self.pool.count_of(owner) + sum(map(ports.__contains__, self.reservations.table.kept_ports(owner)))
 
     # Changes
 

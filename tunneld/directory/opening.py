@@ -42,6 +42,7 @@ from tunneld.tunnel.server_side import BackendServices
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.tenants import Tenants
 from tunneld.tunnel.tunnel import Phase, Tunnel
+from tunneld.wire.lines import Value
 
 log = structlog.get_logger("service")
 
@@ -86,14 +87,15 @@ class TunnelOpener:
         `TunnelService.open_tunnel`.
         """
         place = requester.host if options.private is None else str(options.private.node)
-        holder = reservation_key(options.name, requester.known_grant.name, place)
-        proofs = await find_proofs(self._services.names, options.host, requester.known_grant)
+        grant = requester.known_grant
+        holder = reservation_key(options.name, grant.name, place)
+        proofs = await find_proofs(self._services.names, options.host, grant)
         if holder is None:
-            return await self._open(backend, options, requester, holder, proofs)
+            return await self._open(backend, options, requester, grant, holder, proofs)
         turn = self._turns.setdefault(holder, trio.Lock())
         try:
             async with turn:
-                return await self._open(backend, options, requester, holder, proofs)
+                return await self._open(backend, options, requester, grant, holder, proofs)
         finally:
             if not turn.locked():
                 self._turns.pop(holder, None)
@@ -103,10 +105,11 @@ class TunnelOpener:
         backend: str,
         options: TunnelOptions,
         requester: Requester,
+        grant: Grant,
         holder: ReservationKey | None,
         proofs: Proofs,
     ) -> OpenedTunnel:
-        settings, grant = self._settings(), requester.known_grant
+        settings = self._settings()
         owner = port_owner(grant.name, requester.host)
         claim = await self._directory.claim(holder, owner, options.requested_ports, grant)
         tunnels = [tunnel for record in claim.records if (tunnel := self._live.find(record.id)) is not None]
@@ -134,7 +137,7 @@ class TunnelOpener:
         refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
         if private is not None:
             refusal = refusal or await self._directory.why_private_refused(holder, private, grant)
-        spec = self._resolve(backend, permitted, options, requester, claim, settings.tunnels, names, current)
+        spec = self._resolve(backend, permitted, options, requester, grant, claim, settings.tunnels, names, current)
         _check_quota(spec)
         if refusal:
             raise LimitReachedError(refusal)
@@ -172,13 +175,14 @@ class TunnelOpener:
         permitted: TunnelOptions,
         requested: TunnelOptions,
         requester: Requester,
+        grant: Grant,
         claim: AddressClaim,
         settings: TunnelSettings,
         names: tuple[HostName, ...],
         current: Tunnel | None,
     ) -> TunnelSpec:
         """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
-        grant, address = requester.known_grant, claim.reservation
+        address = claim.reservation
         wanted: Sequence[int] = permitted.requested_ports
         if address is not None and permitted.client_port is None and not names and permitted.private is None:
             permitted = replace(permitted, client_port=address.client_port)
@@ -259,10 +263,13 @@ def record_of(tunnel: Tunnel, node: str, owner: str) -> TunnelRecord:
 
 def announce(events: Events, tunnel: Tunnel, record: TunnelRecord) -> None:
     """Publish and log that a tunnel is open."""
-    fields = {"backend": record.backend, "server": record.server.without_key, "client": str(record.client)}
+    fields: dict[str, Value] = {
+        "backend": record.backend,
+        "server": record.server.without_key,
+        "client": str(record.client),
+    }
     fields |= {"owner": tunnel.spec.owner, "name": record.name}
-    if events.watched:
-        events.publish("opened", id=record.id, **{**fields, "server": str(record.server)})
+    events.publish("opened", id=record.id, **fields)
     log.info("tunnel opened", tunnel=record.id, **fields)
 
 

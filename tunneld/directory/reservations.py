@@ -145,12 +145,6 @@ class Reservations:
             if grant.sees_all or record.holder.credential == grant.name
         ]
 
-    def ports_of(self, credential: str) -> set[int]:
-        """The ports that are reserved for a credential."""
-        self.table.expire(trio.current_time())
-        held = (address for record in self.table if record.holder.credential == credential for address in record.held)
-        return {address.number for address in held if isinstance(address, Port)}
-
     def find(self, reference: str, grant: Grant) -> Sequence[ReservationView]:
         """The reservations with this name, or with this address on either side. Raises `NoSuchTunnelError` for none."""
         found = [

@@ -18,7 +18,8 @@ from tunneld.directory.local import LocalDirectory
 from tunneld.directory.opening import announce
 from tunneld.errors import ExpiredError
 from tunneld.tunnel.events import Events
-from tunneld.tunnel.tunnel import STOPPED, Tunnel
+from tunneld.tunnel.tunnel import Tunnel
+from tunneld.tunnel.visitors import STOPPED
 
 METER_INTERVAL = 10.0
 """Seconds from one time that the used quota of open tunnels is stored to the next: what a kill -9 forgets of it. One
@@ -57,6 +58,12 @@ class TunnelRunner:
         """
         await self._nursery.start(partial(self._run, tunnel, replaced, is_new=is_new))
 
+    def meter(self, tunnel: Tunnel) -> None:
+        """Store what a tunnel uses of its quota from now on, if it has a name and a quota."""
+        if tunnel.limits.quota is not None and self._live.record_of(tunnel.id).holder is not None:
+            self._metered[tunnel.id] = tunnel
+            self._has_metered.set()
+
     def release_on_close(self, tunnel: Tunnel) -> None:
         """The tunnel is about to close, and its reservation ends with it."""
         self._released_on_close.add(tunnel.id)
@@ -80,9 +87,7 @@ class TunnelRunner:
                 return
             if is_new:
                 announce(self._events, tunnel, self._live.record_of(tunnel.id))
-            if tunnel.limits.quota is not None and self._live.record_of(tunnel.id).holder is not None:
-                self._metered[tunnel.id] = tunnel
-                self._has_metered.set()
+            self.meter(tunnel)
             await tunnel.run(task_status=task_status)
         except Exception as error:
             tunnel.fail(error)

@@ -15,8 +15,11 @@ import trio
 
 from tunneld.auth.authority import Authority
 from tunneld.config.schema import Settings
+from tunneld.directory.changing import changed_spec, reloaded_spec
+from tunneld.directory.event_history import EventHistory
 from tunneld.directory.live import LiveTunnels
 from tunneld.directory.local import LocalDirectory
+from tunneld.directory.loop_delay import LoopDelay
 from tunneld.directory.opening import TunnelOpener, record_of
 from tunneld.directory.record import TunnelRecord, port_owner, reservation_key
 from tunneld.directory.requester import Requester
@@ -36,6 +39,7 @@ from tunneld.tls.identity import Identity
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.private_tunnels import PrivateTunnels
+from tunneld.tunnel.records import VisitorRecords
 from tunneld.tunnel.server_side import Backend, BackendServices, Handshakes
 from tunneld.tunnel.snapshot import ServiceSnapshot
 from tunneld.tunnel.tenants import Tenant, Tenants
@@ -68,6 +72,9 @@ class TunnelService:
         self.settings = settings
         self.live = LiveTunnels()
         self.events = Events(self.live.owner_of)
+        self.history: EventHistory | None = None  # of events, where they are kept
+        self.records: VisitorRecords | None = None  # the same of visitors
+        self.loop_delay = LoopDelay()  # measured while the daemon runs it
         self.turns = RequestTurns()
         self.directory = LocalDirectory(settings, state)
         self.draining = False
@@ -247,6 +254,18 @@ class TunnelService:
         tunnel.drain(await self._end_by_request(record, "drained", grant))
         return tunnel
 
+    async def change(self, reference: str, words: Mapping[str, str], grant: Grant = EVERYBODY) -> Tunnel:
+        """Change limits of a tunnel, see changing.py. Raises `NoSuchTunnelError`, or `UsageError` where they exceed
+        those of its owner or of the relay.
+        """
+        record, settings = await self.find(reference, grant), self.settings()
+        tunnel = self.local(record)
+        of_owner = (one.grant for one in settings.credential if one.name == record.owner)
+        owner = next(of_owner, EVERYBODY)
+        tunnel.change(changed_spec(tunnel.spec, words, settings.tunnels, owner, tunnel.used))
+        self._runner.meter(tunnel)
+        return tunnel
+
     async def _end_by_request(self, record: TunnelRecord, action: str, grant: Grant, *, reopen: bool = False) -> str:
         """Note that this grant `closed` or `drained` a tunnel, so that its agent does not open it again, unless it may
         `reopen` it. Returns the reason as text.
@@ -259,6 +278,8 @@ class TunnelService:
     async def drain(self) -> None:
         """Accept nothing new and wait until the last relay has ended."""
         self.draining = True
+        if self.names is not None:
+            self.names.on_draining()
         for tunnel in self.tunnels():
             tunnel.drain()
         for tunnel in self.tunnels():
@@ -277,11 +298,14 @@ class TunnelService:
         self.reservations.retain(credentials)
 
     def apply_settings(self) -> None:
-        """A reload may have changed the limits of credentials, and moved shared ports or changed their scheme: update
-        the tenants, and the server URIs in the directory.
+        """A reload may have changed the limits of credentials, the networks of visitors, and moved shared ports or
+        changed their scheme: update the tenants, the tunnels, and the server URIs in the directory.
         """
-        self._tenants.apply(self.settings())
+        settings = self.settings()
+        self._tenants.apply(settings)
         for tunnel in self.tunnels():
+            if (changed := reloaded_spec(tunnel.spec, settings.tunnels)) is not None:
+                tunnel.change(changed)
             record = self.live.record_of(tunnel.id)
             if record.server != tunnel.server_uri:
                 record = replace(record, server=tunnel.server_uri)

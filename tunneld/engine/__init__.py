@@ -14,7 +14,8 @@ Relays, the same in both engines
     flow            one direction; it only moves bytes
     flows           the table: which flow for which kinds of ends
     socket_flow     between two sockets: `recv`/`send`, or `splice` through borrowed `pipes`
-    end_flow        between a socket and any other end, or between two others
+    end_flow        from any other end
+    socket_to_end   from a socket to any other end
     throttle        bandwidth and quota
     vanished        peers that do not answer any more
 

@@ -20,11 +20,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunneld.engine.failures import TcpSocket
 from tunneld.engine.scheduler import Scheduler
 from tunneld.log import Logger
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
 
 log = Logger("engine")
 
@@ -96,11 +99,26 @@ class EndHandler(Protocol):
         """A method of this handler raised: a bug. The end has been reset."""
 
 
+class PipeTaker(Protocol):
+    """Takes bulk data of an end that is above a plain socket in place of its handler, without a copy in this process. A
+    pipe has bytes in front of all that the handler gets later.
+    """
+
+    def pipe_capacity(self) -> int:
+        """Bytes that `take_pipe` accepts now; 0: they go to the handler."""
+
+    def take_pipe(self, pipe: Pipe, /) -> bool:
+        """Own a borrowed pipe with bytes of the end. False: some of them wait, and `BufferedEnd.read_on` is called once
+        they are delivered; until then the end takes no more from its peer.
+        """
+
+
 class BufferedEnd(End):
     """An end with a handler: the part that all kinds but sockets share. A subclass implements the first group."""
 
     __slots__ = (
-        "buffered", "closed", "engine", "eof_received", "eof_sent", "handler", "linger", "quantum", "write_failure",
+        "buffered", "closed", "engine", "eof_received", "eof_sent", "handler", "linger", "pipe_taker", "quantum",
+        "write_failure",
     )  # fmt: skip
 
     def __init__(self, engine: Scheduler) -> None:
@@ -113,6 +131,7 @@ class BufferedEnd(End):
         self.write_failure: OSError | None = None  # the peer takes no more bytes
         self.linger = DEFAULT_LINGER  # seconds that a released end may take to deliver what was written
         self.handler: EndHandler = NO_HANDLER
+        self.pipe_taker: PipeTaker | None = None
 
     # Implemented by each kind of end
 
@@ -133,6 +152,21 @@ class BufferedEnd(End):
     def _consumed(self, count: int) -> None:
         """The handler has taken `count` bytes; they are not in `buffered`. A carrier grants credit for them."""
         raise NotImplementedError
+
+    # Implemented where the end is above a plain socket of its own, see also `pipe_taker`
+
+    def pipe_capacity(self) -> int:
+        """Bytes that `write_pipe` accepts now, once `send_capacity` is not 0; 0: it accepts none."""
+        return 0
+
+    def write_pipe(self, pipe: Pipe) -> None:
+        """Send bytes out of the pipe, which stays the caller's. If some are left, `on_writable` is called once there is
+        space for them, or the end fails.
+        """
+        raise NotImplementedError
+
+    def read_on(self) -> None:
+        """See `PipeTaker.take_pipe`."""
 
     # Called by the handler
 
@@ -227,6 +261,7 @@ class BufferedEnd(End):
         """Both directions are over: drop the buffer and the handler."""
         self.closed = True
         self.handler = NO_HANDLER
+        self.pipe_taker = None
         self.buffered = bytearray()
 
     def _call(self, callback: Callable[[], None]) -> None:

@@ -1,9 +1,10 @@
-"""Flows of which at least one side is a `BufferedEnd`: a channel of a carrier, a TLS connection, a Trio stream.
+"""Flows from a `BufferedEnd`: a channel of a carrier, a TLS connection, a Trio stream.
 
-**From a socket** as much is read as the end has `send_capacity`, so a slow peer stops the sender behind the socket.
+Bytes are delivered as they arrive. What the target does not take stays in the end's buffer, which the window bounds, so
+a slow visitor stops the peer's sending on this channel and delays no other channel.
 
-**From an end** bytes are delivered as they arrive. What the target does not take stays in the end's buffer, which the
-window bounds, so a slow visitor stops the peer's sending on this channel and delays no other channel.
+An end above a plain socket, such as that of requests, may have its bytes in a pipe (`PipeTaker`). They come
+in front of what is buffered.
 
 Every direction is resumed behind other ready ones, by `Pump.rearm` or `Scheduler.serve_soon`: nothing here calls into a
 carrier while that reads, and no relay can keep the pump to itself.
@@ -12,85 +13,17 @@ carrier while that reads, and no relay can keep the pump to itself.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.engine import Side
 from tunneld.engine.flow import Flow, Target_co
+from tunneld.engine.limits import UNLIMITED
 from tunneld.engine.socket_end import SocketEnd
-from tunneld.engine.socket_flow import FromSocket
 
 if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
     from tunneld.engine.relay import JoinedEnds
-
-MIN_READ_COST: Final = 2048
-"""Bytes of the quantum that each read costs at least. If the peer asks for fragments of one byte, a short read costs as
-much time as a long one.
-"""
-
-
-class SocketToEnd(FromSocket[BufferedEnd]):
-    """From a socket, through the pump's buffer, to an end."""
-
-    __slots__ = ()
-
-    @property
-    def undelivered(self) -> bool:
-        """See `Flow.undelivered`: what the end has accepted is the end's."""
-        return False
-
-    def deliver_first(self, data: bytes) -> None:
-        """See `Flow.deliver_first`."""
-        try:
-            self.target.send(data)
-        except OSError as error:
-            self.relay.target_failed(self, error)
-        else:
-            self.moved += len(data)
-
-    def resume(self) -> None:
-        """See `Flow.resume`."""
-        self.blocked = False
-        self.move_soon()
-
-    def move(self) -> None:
-        """Read from the socket until it is drained, the end has no capacity, or the quantum is used up."""
-        pump, end = self.pump, self.target
-        receive_into, allowance = self.connection.recv_into, self.allowance
-        share = pump.quantum
-        if end.quantum < share:  # `min` takes as long as a call of our own, here and below
-            share = end.quantum
-        while share > 0:
-            wanted = end.send_capacity()
-            if not wanted or self.stopped:
-                self.blocked = not self.stopped
-                return
-            if wanted > pump.buffer_size:
-                wanted = pump.buffer_size
-            if allowance is not None and not (wanted := min(wanted, allowance.get())):
-                return
-            try:
-                count = receive_into(pump.buffer, wanted)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self.relay.source_failed(self, error)
-                return
-            if not count:
-                self.relay.source_ended(self)
-                return
-            end.write(pump.view[:count])
-            self.moved += count
-            if allowance is not None:
-                allowance.use(count)
-            if count < wanted and not self.until_eagain:
-                break
-            share -= max(MIN_READ_COST, count)
-        else:
-            pump.rearm(self.fd)
-            return
-        if allowance is not None:
-            allowance.give_back()
 
 
 class FromEnd(Flow[BufferedEnd, Target_co]):
@@ -181,7 +114,66 @@ class FromEnd(Flow[BufferedEnd, Target_co]):
 class EndToSocket(FromEnd[SocketEnd]):
     """From an end straight to a socket."""
 
-    __slots__ = ()
+    __slots__ = ("_pipe",)
+
+    def __init__(self, relay: JoinedEnds, side: Side, source: BufferedEnd, target: SocketEnd) -> None:
+        super().__init__(relay, side, source, target)
+        self._pipe: Pipe | None = None  # with bytes of the source that are not delivered
+
+    @property
+    def undelivered(self) -> bool:
+        """See `Flow.undelivered`."""
+        return self._pipe is not None or bool(self.source.buffered)
+
+    def discard(self) -> None:
+        """See `Flow.discard`. The pipe is given back."""
+        super().discard()
+        if (pipe := self._pipe) is not None:
+            self._pipe = None
+            self.target.pump.pipes.give_back(pipe)
+
+    def start(self) -> None:
+        """See `Flow.start`. A throttle counts bytes before they are read, so it takes no pipe."""
+        super().start()
+        if self.allowance is None and not self.relay.closed:
+            self.source.pipe_taker = self
+
+    def detach(self) -> None:
+        """See `Flow.detach`."""
+        super().detach()
+        self.source.pipe_taker = None
+
+    def pipe_capacity(self) -> int:
+        """See `PipeTaker.pipe_capacity`."""
+        return 0 if self.blocked or self.stopped or self.source.buffered else UNLIMITED
+
+    def take_pipe(self, pipe: Pipe) -> bool:
+        """See `PipeTaker.take_pipe`."""
+        self._pipe = pipe
+        is_done = self._drain(pipe)
+        if self.relay.lingering:
+            self.relay.extend_deadline()
+        return is_done or self.stopped
+
+    def _drain(self, pipe: Pipe) -> bool:
+        """Deliver the bytes in the pipe and give it back. Return whether all were delivered."""
+        try:
+            while pipe.count:
+                self.moved += pipe.drain(self.target.fd)
+        except BlockingIOError:
+            self.blocked = True
+            return False
+        except OSError as error:
+            self.relay.target_failed(self, error)  # which discards the pipe
+            return False
+        self._pipe = None
+        self.target.pump.pipes.give_back(pipe)
+        return True
+
+    def on_eof(self) -> None:
+        """See `FromEnd.on_eof`."""
+        if self._pipe is None:  # else behind that
+            super().on_eof()
 
     def move_soon(self) -> None:
         """See `Flow.move_soon`: let epoll report whether the socket takes more."""
@@ -222,6 +214,10 @@ class EndToSocket(FromEnd[SocketEnd]):
 
     def resume(self) -> None:
         """See `Flow.resume`."""
+        if self._pipe is not None:
+            if self._drain(self._pipe):
+                self._pipe_is_done()
+            return
         buffered = self.source.buffered
         if not buffered:
             self._is_done()
@@ -246,6 +242,15 @@ class EndToSocket(FromEnd[SocketEnd]):
         self.source.consume(sent)  # which calls `on_eof` behind the last byte
         if not self.blocked and not self.relay.closed and self.source.closed:
             self._is_done()
+
+    def _pipe_is_done(self) -> None:
+        """What waited in a pipe is delivered. What is buffered comes behind it; the socket takes more."""
+        if self.source.buffered:
+            self.move_soon()
+            return
+        self._is_done()
+        if not self.relay.closed and not self.stopped:
+            self.source.read_on()
 
 
 class EndToEnd(FromEnd[BufferedEnd]):

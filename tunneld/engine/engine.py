@@ -111,6 +111,9 @@ class Limiter(Protocol):
     def left(self) -> int | None:
         """Bytes left of the quota, or None if there is no quota."""
 
+    def change(self, rate: float | None, left: int | None) -> None:
+        """Have another rate, and so many bytes left of the quota, from now on. None means no such limit."""
+
 
 class Registration(Protocol):
     """A socket that an engine watches or accepts from; the caller still owns the socket."""

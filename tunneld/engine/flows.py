@@ -6,16 +6,17 @@
     buffered     socket       EndToSocket   `send` of the bytes as they lie in the carrier's buffer
     buffered     buffered     EndToEnd      the same, without a system call
 
-A new kind of end needs no entry: it is a `BufferedEnd`, and `EndToEnd` joins any two of them.
+An end above a plain socket takes pipes, too. A new kind of end needs no entry: `EndToEnd` joins any `BufferedEnd`s.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tunneld.engine.end_flow import EndToEnd, EndToSocket, SocketToEnd
+from tunneld.engine.end_flow import EndToEnd, EndToSocket
 from tunneld.engine.flow import Flow
 from tunneld.engine.socket_flow import SocketFlow
+from tunneld.engine.socket_to_end import SocketToEnd
 
 AnyFlow = type[Flow[Any, Any]]
 

@@ -9,6 +9,8 @@ from tunneld.net.accept import ACCEPT_BACKOFF
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+UNLIMITED: Final = 1 << 60
+"""Bytes: no limit."""
 
 
 @dataclass(frozen=True, slots=True)

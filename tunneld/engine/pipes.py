@@ -9,11 +9,18 @@ uses the pump's shared buffer instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import Final
 
 SPLICE_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+SPLICE_REFUSALS: Final = frozenset(
+    {errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of splice(2) itself; any other one is the socket's."""
 
 
 class Pipe:
@@ -29,13 +36,14 @@ class Pipe:
         self.size = fcntl.fcntl(self.write_fd, fcntl.F_GETPIPE_SZ)
         self.count = 0
 
-    def fill(self, source_fd: int) -> int:
-        """Splice from a socket into this empty pipe and return the number of bytes. Raises OSError as `splice` does.
+    def fill(self, source_fd: int, max_bytes: int) -> int:
+        """Splice from a socket into this empty pipe, at most `max_bytes`; return the number of bytes. Raises OSError as
+        `splice` does.
 
         A number below `size` does not mean that the socket is drained: small segments use up the slots of the pipe
         before its bytes.
         """
-        self.count = os.splice(source_fd, self.write_fd, self.size, flags=SPLICE_FLAGS)
+        self.count = os.splice(source_fd, self.write_fd, min(self.size, max_bytes), flags=SPLICE_FLAGS)
         return self.count
 
     def drain(self, target_fd: int) -> int:
@@ -80,6 +88,23 @@ class PipePool:
             return None
         self.open += 1
         return pipe
+
+    def fill(self, source_fd: int, max_bytes: int) -> Pipe | None:
+        """Splice from a socket into a borrowed pipe. None: there are no bytes, or the pool or the kernel refuses; a
+        plain read tells. Raises OSError if the socket is broken: no read would report that again.
+        """
+        pipe = self.borrow()
+        if pipe is None:
+            return None
+        try:
+            if pipe.fill(source_fd, max_bytes):
+                return pipe
+        except OSError as error:
+            if error.errno not in SPLICE_REFUSALS:
+                self.give_back(pipe)
+                raise
+        self.give_back(pipe)
+        return None
 
     def give_back(self, pipe: Pipe) -> None:
         """Take back a borrowed pipe. One that still holds bytes of an ended flow is closed."""

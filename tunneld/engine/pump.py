@@ -225,10 +225,13 @@ class Pump(Scheduler):
                 self._epoll_set().unregister(fd)
 
     def rearm(self, fd: int) -> None:
-        """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one."""
+        """Let epoll report pending events of `fd` again, behind all ready sockets. Does nothing on a closed one, and
+        while the pump stops.
+        """
         self._poll_at_once = True
-        with contextlib.suppress(OSError):
-            self._epoll_set().modify(fd, EPOLL_MASK)
+        if self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.modify(fd, EPOLL_MASK)
 
     def _epoll_set(self) -> select.epoll:
         """The epoll set. Raises RuntimeError outside `run`."""

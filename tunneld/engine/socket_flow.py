@@ -22,14 +22,14 @@ is connected. So bytes wait for it without a special case.
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tunneld.engine.engine import Side
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.flow import Flow, Target_co
 from tunneld.engine.handover import FlowState
+from tunneld.engine.limits import UNLIMITED
 from tunneld.engine.socket_end import SocketEnd
 from tunneld.engine.throttle import Allowance
 from tunneld.net.sockets import pending_error
@@ -39,16 +39,10 @@ if TYPE_CHECKING:
     from tunneld.engine.relay import JoinedEnds
 
 
-SPLICE_REFUSALS: Final = frozenset(
-    {errno.EAGAIN, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE}
-)
-"""Errors of splice(2) itself."""
-
-
 class FromSocket(Flow[SocketEnd, Target_co]):
     """A flow whose source is a socket: it is the pump's handler for that."""
 
-    __slots__ = ("connection", "fd", "pump", "until_eagain")
+    __slots__ = ("connection", "fd", "pipe", "pump", "splicing", "until_eagain")
 
     def __init__(self, relay: JoinedEnds, side: Side, source: SocketEnd, target: Target_co) -> None:
         super().__init__(relay, side, source, target)
@@ -56,6 +50,8 @@ class FromSocket(Flow[SocketEnd, Target_co]):
         self.fd = source.fd
         self.pump = source.pump
         self.until_eagain = False  # a short read does not mean that the socket is drained
+        self.splicing = False  # more bytes follow
+        self.pipe: Pipe | None = None  # with bytes that were read and not delivered
 
     def start(self) -> None:
         """See `Flow.start`. epoll reports everything that is pending already."""
@@ -64,6 +60,18 @@ class FromSocket(Flow[SocketEnd, Target_co]):
     def detach(self) -> None:
         """See `Flow.detach`. Closing the socket takes it out of the epoll set, too."""
         self.pump.remove(self.fd, self)
+
+    @property
+    def undelivered(self) -> bool:
+        """See `Flow.undelivered`."""
+        return self.pipe is not None
+
+    def discard(self) -> None:
+        """See `Flow.discard`. The pipe is given back."""
+        super().discard()
+        if self.pipe is not None:
+            self.pump.pipes.give_back(self.pipe)
+            self.pipe = None
 
     def move(self) -> None:
         """Read and deliver until the source is drained, the target is full, or the quantum is used up."""
@@ -89,6 +97,23 @@ class FromSocket(Flow[SocketEnd, Target_co]):
         if relay.lingering:
             relay.extend_deadline()
 
+    def fill_pipe(self, max_bytes: int) -> int:
+        """Splice into a borrowed pipe and return the number of bytes. 0: a plain read has to tell why there are none.
+        Less: the source has failed.
+        """
+        pump = self.pump
+        try:
+            pipe = pump.pipes.fill(self.fd, max_bytes)
+        except OSError as error:
+            self.relay.source_failed(self, error)
+            return -1
+        if pipe is None:
+            return 0
+        if pipe.count < pump.buffer_size:
+            self.splicing = False
+        self.pipe = pipe
+        return pipe.count
+
     def _check_error(self) -> None:
         """End the relay if the source is broken; if this flow is only blocked, once its bytes are delivered."""
         error = pending_error(self.connection)
@@ -101,14 +126,12 @@ class FromSocket(Flow[SocketEnd, Target_co]):
 class SocketFlow(FromSocket[SocketEnd]):
     """From one socket to another."""
 
-    __slots__ = ("buffered", "pipe", "splicing", "target_connection")
+    __slots__ = ("buffered", "target_connection")
 
     def __init__(self, relay: JoinedEnds, side: Side, source: SocketEnd, target: SocketEnd) -> None:
         super().__init__(relay, side, source, target)
         self.target_connection = target.connection
         self.buffered = b""  # bytes read and not delivered; or they are in `pipe`; never in both
-        self.pipe: Pipe | None = None
-        self.splicing = False
 
     @property
     def undelivered(self) -> bool:
@@ -138,12 +161,9 @@ class SocketFlow(FromSocket[SocketEnd]):
         self.blocked = bool(state.held)
 
     def discard(self) -> None:
-        """See `Flow.discard`. The pipe is given back."""
+        """See `Flow.discard`."""
         super().discard()
         self.buffered = b""
-        if self.pipe is not None:
-            self.pump.pipes.give_back(self.pipe)
-            self.pipe = None
 
     def move(self) -> None:
         """See `FromSocket.move`."""
@@ -221,26 +241,10 @@ class SocketFlow(FromSocket[SocketEnd]):
 
     def _splice(self) -> int:
         """Move up to one pipe. Return the number of bytes, or 0 if the flow has to wait or has ended."""
-        pump = self.pump
-        pipe = pump.pipes.borrow()
-        if pipe is None:
-            self.splicing = False
-            return self._copy()
-        try:
-            count = pipe.fill(self.fd)
-        except OSError as error:
-            if error.errno not in SPLICE_REFUSALS:  # the socket's own error: no read would report it again
-                pump.pipes.give_back(pipe)
-                self.relay.source_failed(self, error)
-                return 0
-            count = 0
+        count = self.fill_pipe(UNLIMITED)
         if not count:
-            pump.pipes.give_back(pipe)
             return self._copy()
-        if count < pump.buffer_size:
-            self.splicing = False
-        self.pipe = pipe
-        return count if self._drain(pipe) else 0
+        return count if self.pipe is not None and self._drain(self.pipe) else 0
 
     def _drain(self, pipe: Pipe) -> bool:
         """Deliver the bytes in the pipe and give it back. Return whether all were delivered."""

@@ -40,12 +40,20 @@ class TokenBucket:
 
     def __init__(self, rate: float | None, quota: int | None, now: float) -> None:
         """`rate` in bytes per second and `quota` in bytes, at least 1; None means no such limit."""
-        self.rate = rate
         self.left = quota
-        self.quantum = MAX_QUANTUM if rate is None else int(max(MIN_QUANTUM, min(QUANTUM_SECONDS * rate, MAX_QUANTUM)))
-        self.size = 0.0 if rate is None else max(BURST_SECONDS * rate, self.quantum)
+        self._set_rate(rate)
         self._tokens = self.size
         self._filled_at = now
+
+    def change(self, rate: float | None, left: int | None) -> None:
+        """Have another rate, and so many bytes left of the quota, from now on."""
+        self.left = left
+        self._set_rate(rate)
+
+    def _set_rate(self, rate: float | None) -> None:
+        self.rate = rate
+        self.quantum = MAX_QUANTUM if rate is None else int(max(MIN_QUANTUM, min(QUANTUM_SECONDS * rate, MAX_QUANTUM)))
+        self.size = 0.0 if rate is None else max(BURST_SECONDS * rate, self.quantum)
 
     def take(self, now: float, max_bytes: int = MAX_QUANTUM) -> int:
         """Take a quantum, or `max_bytes`, or the rest of the quota, whichever is least, and return its size.
@@ -89,6 +97,10 @@ class SharedBucket:
         """`shared` is None where the owner has no limit."""
         self._own = own
         self._shared = shared
+
+    def change(self, rate: float | None, left: int | None) -> None:
+        """See `TokenBucket.change`; the bucket of the owner stays."""
+        self._own.change(rate, left)
 
     @property
     def left(self) -> int | None:
@@ -145,6 +157,10 @@ class Throttle:
     def left(self) -> int | None:
         """Bytes left of the quota, or None if there is no quota."""
         return self.bucket.left
+
+    def change(self, rate: float | None, left: int | None) -> None:
+        """See `Limiter.change`. Flows that wait for tokens are served with the next deadline."""
+        self.bucket.change(rate, left)
 
     def take(self, allowance: Allowance) -> int:
         """Return a quantum now, or put the allowance into the queue and return 0."""

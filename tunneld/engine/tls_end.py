@@ -3,7 +3,9 @@
     epoll ──► on_event ──► decrypt ──► the handler, at once         nothing more is read while bytes are buffered
     handler ──► write ──► encrypt ──► one send after the batch      no capacity until the kernel has taken all of it
 
-So a stopped direction holds one buffer, as between plain sockets. An end of file is TLS's close_notify followed by
+So a stopped direction holds one buffer, as between plain sockets. A plain connection with this interface
+(`plain_transport`) also moves bulk data as these do: it takes bytes out of a pipe (`write_pipe`), and gives them to
+`pipe_taker` in one, if that is set. An end of file is TLS's close_notify followed by
 TCP's FIN. A connection that ends without close_notify is broken (RFC 8446 §6.1), and a reset is a reset.
 
 When the relay is finished, our close_notify may still have to wait for the peer to read. Then only this object is left,
@@ -13,22 +15,27 @@ and it waits no longer than `linger` seconds.
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
-from tunneld.engine.end import BufferedEnd, log
+from tunneld.engine.end import BufferedEnd, PipeTaker, log
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.failures import TcpSocket, reset_on_close, unacknowledged
+from tunneld.engine.limits import UNLIMITED
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.net.sockets import pending_error
 from tunneld.tls.connection import TlsSocket
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
 
 
 class TlsEnd(BufferedEnd):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
-        "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent", "_tls",
-        "_until_eagain", "deadline",
+        "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent",
+        "_splicing", "_tls", "_until_eagain", "deadline",
     )  # fmt: skip
 
     def __init__(self, pump: Pump, tls: TlsSocket | PlainTransport) -> None:
@@ -43,6 +50,7 @@ class TlsEnd(BufferedEnd):
         self._reading_stopped = False  # until the buffered bytes are consumed
         self._shutdown_sent = False  # close_notify and FIN are on their way
         self._flush_scheduled = False
+        self._splicing = False  # more bytes follow the ones that were read
 
     def start(self) -> None:
         """Attach to the pump, and buffer bytes that OpenSSL has. Raises OSError if the connection is broken."""
@@ -79,12 +87,32 @@ class TlsEnd(BufferedEnd):
         if not self._flush_scheduled:
             self._schedule_flush()
 
-    def consume(self, count: int) -> None:
-        """See `BufferedEnd.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""
-        super().consume(count)
+    def pipe_capacity(self) -> int:
+        """See `BufferedEnd.pipe_capacity`."""
+        if not self._tls.takes_pipes or self._tls.pending_output:
+            return 0
+        return 0 if self._blocked or self.closed or self.eof_sent or self.write_failure is not None else UNLIMITED
+
+    def write_pipe(self, pipe: Pipe) -> None:
+        """See `BufferedEnd.write_pipe`."""
+        try:
+            while pipe.count:
+                pipe.drain(self._fd)
+        except BlockingIOError:
+            self._blocked = self._handler_waits = True
+        except OSError as error:
+            self._fail_write(error)
+
+    def read_on(self) -> None:
+        """The `pipe_taker` takes bytes again: epoll reports what is pending in the connection."""
         if self._reading_stopped and not self.buffered and not self.closed:
             self._reading_stopped = False
             self._pump.rearm(self._fd)
+
+    def consume(self, count: int) -> None:
+        """See `BufferedEnd.consume`. Once the buffer is empty, epoll reports what is pending in the connection."""
+        super().consume(count)
+        self.read_on()
         self._close_if_finished()
 
     def deliver_buffered(self) -> None:
@@ -140,9 +168,9 @@ class TlsEnd(BufferedEnd):
         if events & READABLE and not self.eof_received and not self.closed:
             if self.buffered:
                 self._reading_stopped = True
-            else:
+            elif not self._reading_stopped:
                 self._read()
-        if events & BROKEN and (self.buffered or self.eof_received) and not self.closed:
+        if events & BROKEN and (self._reading_stopped or self.buffered or self.eof_received) and not self.closed:
             self._check_error()
 
     def on_failure(self, error: Exception) -> None:
@@ -170,7 +198,13 @@ class TlsEnd(BufferedEnd):
         try:
             with memoryview(pump.wide_buffer) as plain:
                 while share > 0:
+                    if self._splicing and self.pipe_taker is not None and (count := self._splice(self.pipe_taker)):
+                        share -= count
+                        if self._reading_stopped or self.closed:
+                            break
+                        continue
                     read, count = tls.receive_into(pump.view, plain)
+                    self._splicing = read == pump.buffer_size and tls.takes_pipes
                     if count:
                         self.feed(plain[:count])
                     if self.buffered:
@@ -196,6 +230,20 @@ class TlsEnd(BufferedEnd):
             self._close_if_finished()
         if tls.pending_output:
             self._schedule_flush()
+
+    def _splice(self, taker: PipeTaker) -> int:
+        """Pass one pipe on; returns the number of bytes. 0: a plain read has to tell why there are none. Raises OSError
+        if the connection is broken.
+        """
+        capacity = taker.pipe_capacity()
+        pipe = self._pump.pipes.fill(self._fd, capacity) if capacity else None
+        if pipe is None:
+            self._splicing = False
+            return 0
+        count = pipe.count
+        self._splicing = count >= self._pump.buffer_size
+        self._reading_stopped = not taker.take_pipe(pipe)
+        return count
 
     def _schedule_flush(self) -> None:
         """Send what was written after the current batch of events."""

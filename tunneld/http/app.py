@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
@@ -16,7 +17,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tunneld.auth.authenticator import Authenticator
-from tunneld.control.commands import executor
 from tunneld.control.verbs import DaemonControl
 from tunneld.directory.reply import Execute
 from tunneld.errors import TunneldError
@@ -25,11 +25,13 @@ from tunneld.http.auth import AuthMiddleware
 from tunneld.http.body import read_body
 from tunneld.http.metrics import answer_metrics, new_registry
 from tunneld.http.origin import SERVLET, OriginMiddleware
+from tunneld.http.page.files import answer_front, wants_page
+from tunneld.http.page.page import WebPage
 from tunneld.http.problems import HttpError, Problem, problem_of, respond
 from tunneld.http.responses import ResponseMiddleware
 from tunneld.http.rpc import answer_call
 from tunneld.http.servlet import answer_servlet
-from tunneld.http.translate import grant_of
+from tunneld.http.translate import caller_of, grant_of
 from tunneld.policy.access import Role, check_role
 
 AnswerFunction = Callable[[Request, bytes, Execute], Awaitable[ASGIApp]]
@@ -38,9 +40,10 @@ INDEX_PAGE = f"""\
 POST      /RPC2  /                    XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, system.listMethods
 GET POST  {SERVLET}    ?method=openTunnel, ?method=getTunnelAddress&uri=URI
 GET POST  /api/v1/VERB                JSON; GET /api/v1 lists the verbs
+GET       /  in a browser             the web page
 GET       /healthz  /readyz  /metrics
 """
-"""The body of `GET /`."""
+"""The body of `GET /` for a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class HttpApp:
     daemon: DaemonControl
     execute: Execute
     registry: CollectorRegistry
+    page: WebPage
 
     def with_body(self, answer: AnswerFunction) -> Callable[[Request], Awaitable[ASGIApp]]:
         """An endpoint that reads the body and passes it to `answer`."""
@@ -62,9 +66,11 @@ class HttpApp:
         return endpoint
 
     async def root(self, request: Request) -> ASGIApp:
-        """`/`: XML-RPC for POST, the table of routes for GET."""
+        """`/`: XML-RPC for POST; for GET the page, or the table of routes for a program."""
         if request.method == "POST":
             return await self.with_body(answer_call)(request)
+        if self.page.is_enabled and wants_page(request.scope):
+            return answer_front(request)
         return PlainTextResponse(INDEX_PAGE)
 
     async def healthz(self, _request: Request) -> Response:
@@ -80,12 +86,13 @@ class HttpApp:
     async def metrics(self, request: Request) -> Response:
         """`/metrics`: requires the role viewer or admin, because the metrics cover the tunnels of all credentials."""
         check_role(grant_of(request.scope), Role.ADMIN, "/metrics", changes=False)
-        return answer_metrics(self.registry)
+        step = partial(self.daemon.service.turns.step, caller_of(request.scope))
+        return await answer_metrics(self.registry, self.daemon, step)
 
 
-def new_app(daemon: DaemonControl, authenticator: Authenticator) -> ASGIApp:
+def new_app(daemon: DaemonControl, authenticator: Authenticator, page: WebPage, execute: Execute) -> ASGIApp:
     """The ASGI application with its middleware, outermost first."""
-    endpoints = HttpApp(daemon, executor(daemon), new_registry(daemon, authenticator.preauth))
+    endpoints = HttpApp(daemon, execute, new_registry(daemon, authenticator.preauth), page)
     api, get_and_post = endpoints.with_body(answer_api), ["GET", "POST"]
     app = Starlette(
         routes=[
@@ -98,11 +105,12 @@ def new_app(daemon: DaemonControl, authenticator: Authenticator) -> ASGIApp:
             Route("/healthz", endpoints.healthz),
             Route("/readyz", endpoints.readyz),
             Route("/metrics", endpoints.metrics),
+            *page.routes(endpoints.with_body),
         ],
         middleware=[
             Middleware(ResponseMiddleware),
             Middleware(OriginMiddleware, settings=lambda: daemon.settings.http),
-            Middleware(AuthMiddleware, authenticator=authenticator),
+            Middleware(AuthMiddleware, authenticator=authenticator, page=page),
         ],
         exception_handlers={
             HTTPException: _answer_no_route,

@@ -5,7 +5,8 @@
 
 The header holds the secret in clear, so it is accepted over TLS, or over loopback, where a proxy with TLS may stand. On
 any other connection the request is refused without asking for a secret. A client certificate that names a credential
-needs no header. The health checks need no authentication.
+needs no header, and neither does the web page, which has a session (page/sessions.py). The health checks, and the form
+to log in, need no authentication.
 """
 
 from __future__ import annotations
@@ -22,19 +23,24 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tunneld.auth.authenticator import Authenticator
-from tunneld.auth.penalties import Block
 from tunneld.auth.preauth import PreauthSlot
 from tunneld.errors import LimitReachedError
-from tunneld.http.problems import Problem, http_error, respond
+from tunneld.http.logins import Admitted, check_secret
+from tunneld.http.page.page import WebPage
+from tunneld.http.problems import HttpError, http_error, respond
 from tunneld.http.translate import GRANT, RENEW, client_of
 from tunneld.net.endpoint import is_loopback
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.policy.places import Place
-from tunneld.wire.scram import FAILED
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz"})
 CHALLENGE = 'Basic realm="tunneld", charset="UTF-8", Bearer realm="tunneld"'
 SCHEMES = frozenset({"basic", "bearer"})
+
+CLEAR_TEXT = (
+    "credentials are accepted only over TLS or over loopback: set [http.tls], use a proxy with TLS on this machine, or "
+    "forward the port with ssh (ssh -L 7011:127.0.0.1:7011 RELAY, then http://127.0.0.1:7011/)"
+)
 
 CONNECTION_INFO = "tunneld.connection"
 """The key of the `ConnectionInfo` in the state of an ASGI scope."""
@@ -72,9 +78,10 @@ def connection_info(scope: Scope) -> ConnectionInfo:
 class AuthMiddleware:
     """ASGI middleware: stores the grant of a request in its scope, or answers the request with an error."""
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, page: WebPage | None = None) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -84,51 +91,46 @@ class AuthMiddleware:
         elif scope["path"] in PUBLIC_PATHS:
             connection_info(scope).slot.has_begun = False  # a probe may close the connection now
         else:
-            problem = await self._authenticate(scope)
+            try:
+                await self._authenticate(scope)
+            except HttpError as error:
+                problem = error.problem
         await (self._app if problem is None else respond(scope["path"], problem))(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope) -> Problem | None:
-        """Store the grant in the scope and return None, or return why there is none."""
+    async def _authenticate(self, scope: Scope) -> None:
+        """Store the grant in the scope. Raises `HttpError` if there is none, and the request needs one."""
         host, connection = client_of(scope), connection_info(scope)
         if scope["scheme"] != "https" and not is_loopback(host):
-            detail = (
-                "credentials are accepted only over TLS or over loopback: set [http.tls], or use a proxy with TLS on "
-                "this machine"
-            )
-            return http_error(HTTPStatus.FORBIDDEN, detail).problem
+            raise http_error(HTTPStatus.FORBIDDEN, CLEAR_TEXT)
+        page = self._page if self._page is not None and self._page.is_enabled else None
+        is_front = page is not None and page.is_front(scope)
         headers = Headers(scope=scope).getlist("authorization")
-        credential = None
-        if not headers and connection.certificate is not None:
-            credential = self._authenticator.admit_certificate(connection.certificate, host)
-        if not headers and credential is None:
+        if headers and not is_front:
+            login, malformed = _name_and_secret(headers), "not a header of the form Basic or Bearer"
+            credential = await check_secret(self._authenticator, host, login, CHALLENGE, malformed)
+            found: Admitted | None = credential, credential.grant
+        else:
+            found = self._of_certificate(scope) or (page.admitted(scope) if page is not None else None)
+        if found is None and is_front:
+            connection.slot.has_begun = False  # the form to log in, or a login
+            return
+        if found is None:
             detail = "this relay requires authentication: send a name and a secret (Authorization: Basic or Bearer)"
-            return http_error(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE).problem
-        if headers:
-            login = _name_and_secret(headers)
-            name = login[0] if login else ""
-            if (block := self._authenticator.block(host, name)) is not None:
-                return _refuse_blocked(block)
-            credential = await self._authenticator.admit_secret(*login, host) if login else None
-            if (block := self._authenticator.block(host, name)) is not None:  # else parallel connections allow guesses
-                return _refuse_blocked(block)
-            if credential is None:
-                reason = FAILED if login else "not a header of the form Basic or Bearer"
-                self._authenticator.log_failure(host, "http", reason, name)
-                return http_error(HTTPStatus.UNAUTHORIZED, FAILED, WWW_Authenticate=CHALLENGE).problem
-        assert credential is not None
+            raise http_error(HTTPStatus.UNAUTHORIZED, detail, WWW_Authenticate=CHALLENGE)
+        credential, grant = found
         try:
-            connection.authenticated(credential.grant)
+            connection.authenticated(grant)
         except LimitReachedError as error:
-            return http_error(HTTPStatus.SERVICE_UNAVAILABLE, str(error), Connection="close").problem
+            raise http_error(HTTPStatus.SERVICE_UNAVAILABLE, str(error), Connection="close") from None
         self._authenticator.remember_login(host, credential.name)
-        scope[GRANT], scope[RENEW] = credential.grant, partial(self._authenticator.renew, credential)
-        return None
+        scope[GRANT], scope[RENEW] = grant, partial(self._authenticator.renew, credential)
 
-
-def _refuse_blocked(block: Block) -> Problem:
-    """The answer to a name or an address with a penalty: the same whether the secret is correct or not."""
-    seconds = f"{max(1, round(block.seconds))}"
-    return http_error(HTTPStatus.TOO_MANY_REQUESTS, block.reason, Retry_After=seconds, Connection="close").problem
+    def _of_certificate(self, scope: Scope) -> Admitted | None:
+        certificate = connection_info(scope).certificate
+        if certificate is None:
+            return None
+        credential = self._authenticator.admit_certificate(certificate, client_of(scope))
+        return (credential, credential.grant) if credential is not None else None
 
 
 def _name_and_secret(headers: list[str]) -> tuple[str, str] | None:

@@ -17,23 +17,52 @@
     tunneld_open_descriptors                 of this process
     tunneld_max_descriptors                  the limit of this process
 
-    tunneld_certificate_expires_seconds{name}  until the certificate with this first name expires
+    tunneld_mail_messages                    messages that wait for EGTP nodes
+    tunneld_mail_bytes                       their bytes, and 512 for each
+    tunneld_mail_passed_total                messages accepted for a node since the start
+    tunneld_mail_delivered_total             of these, fetched or acknowledged
+    tunneld_mail_expired_total               of these, deleted because nothing fetched them
+    tunneld_mail_refused_total{reason}       messages refused since the start: see `MailRefusal` in egtp/mailbox.py
 
-No metric names a tunnel, an owner or a visitor: metrics are passed on more widely than the output of `list`. Names in
-certificates are public: every authority publishes them in the logs of certificate transparency.
+    tunneld_certificate_expires_seconds{name}  until the certificate with this first name expires
+    tunneld_certificate_problems             host names that have no valid certificate, although they should
+    tunneld_cpu_seconds_total{mode}          of this process
+    tunneld_resident_memory_bytes            of this process
+    tunneld_event_loop_delay_seconds         histogram: how late the event loop wakes its tasks
+    tunneld_reservations                     reserved addresses
+    tunneld_reservations_stored              1, or 0 while they are in memory only
+    tunneld_events_lost_total                events that could not be kept
+    tunneld_records_lost_total               records of visitors that could not be written
+
+Those of single tunnels are in tunnel_metrics.py. No metric names a visitor. Names in certificates are public: every
+authority publishes them in the logs of certificate transparency.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
-from starlette.responses import Response
 
 from tunneld.auth.preauth import PreauthLimiter, PreauthReason
 from tunneld.control.verbs import DaemonControl
+from tunneld.directory.reply import Step
+from tunneld.directory.service import TunnelService
+from tunneld.egtp.mailbox import MailRefusal
+from tunneld.egtp.passing import PassingService
+from tunneld.http.responses import LongResponse
+from tunneld.http.tunnel_metrics import tunnel_metrics
 from tunneld.policy.admission import RefusalKind
 from tunneld.tunnel.tunnel import Phase, Tunnel
 from tunneld.wire.lines import Item
@@ -77,7 +106,13 @@ class TunneldCollector(Collector):
         yield _visitor_refusals(self._daemon.service.live.refusals)
         yield from _preauth_metrics(self._preauth)
         yield from _tunnel_metrics(list(self._daemon.service.tunnels()))
+        if (mail := self._daemon.mail) is not None:
+            yield from _mail_metrics(mail)
         yield _certificate_metric(self._daemon.certificates.seconds_left())
+        text, problems = "Host names without a valid certificate.", self._daemon.certificate_orders.problems()
+        yield GaugeMetricFamily("tunneld_certificate_problems", text, len(problems))
+        yield from _process_metrics()
+        yield from _service_metrics(self._daemon.service)
 
 
 def _visitor_refusals(counts: Mapping[RefusalKind, int]) -> Metric:
@@ -115,12 +150,56 @@ def _tunnel_metrics(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
 
 
+def _mail_metrics(mail: PassingService) -> Iterator[Metric]:
+    stored = mail.mailboxes.total
+    yield GaugeMetricFamily("tunneld_mail_messages", "Messages that wait for EGTP nodes.", stored.messages)
+    yield GaugeMetricFamily("tunneld_mail_bytes", "Bytes of messages that wait for EGTP nodes.", stored.bytes)
+    yield CounterMetricFamily("tunneld_mail_passed", "Messages accepted for an EGTP node.", mail.passed)
+    yield CounterMetricFamily("tunneld_mail_delivered", "Messages that EGTP nodes have got.", mail.delivered)
+    yield CounterMetricFamily("tunneld_mail_expired", "Messages deleted because no EGTP node got them.", mail.expired)
+    family = CounterMetricFamily("tunneld_mail_refused", "Messages of EGTP nodes refused.", labels=["reason"])
+    for reason in MailRefusal:
+        family.add_metric([reason.value], mail.refused[reason])
+    yield family
+
+
 def _certificate_metric(seconds_left: Mapping[str, float]) -> Metric:
     text = "Seconds until the certificate with this first name expires."
     family = GaugeMetricFamily("tunneld_certificate_expires_seconds", text, labels=["name"])
     for name, seconds in seconds_left.items():
         family.add_metric([name], seconds)
     return family
+
+
+def _process_metrics() -> Iterator[Metric]:
+    times = os.times()
+    family = CounterMetricFamily("tunneld_cpu_seconds", "Processor time of this process.", labels=["mode"])
+    family.add_metric(["user"], times.user)
+    family.add_metric(["system"], times.system)
+    yield family
+    text = "Memory of this process that is resident."
+    yield GaugeMetricFamily("tunneld_resident_memory_bytes", text, _resident())
+
+
+def _resident() -> int:
+    """Bytes; elsewhere than on Linux the largest number so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _service_metrics(service: TunnelService) -> Iterator[Metric]:
+    text, delay = "How late the event loop wakes its tasks.", service.loop_delay
+    yield HistogramMetricFamily("tunneld_event_loop_delay_seconds", text, buckets=delay.buckets, sum_value=delay.total)
+    reservations = service.reservations
+    yield GaugeMetricFamily("tunneld_reservations", "Reserved addresses.", len(reservations.table))
+    text, stored = "Whether reservations are stored on disk.", reservations.place != "memory"
+    yield GaugeMetricFamily("tunneld_reservations_stored", text, int(stored))
+    lost_events = service.history.lost if service.history is not None else 0
+    yield CounterMetricFamily("tunneld_events_lost", "Events that could not be kept.", lost_events)
+    lost_records = service.records.lost if service.records is not None else 0
+    yield CounterMetricFamily("tunneld_records_lost", "Records of visitors that could not be written.", lost_records)
 
 
 def new_registry(daemon: DaemonControl, preauth: PreauthLimiter) -> CollectorRegistry:
@@ -130,9 +209,11 @@ def new_registry(daemon: DaemonControl, preauth: PreauthLimiter) -> CollectorReg
     return registry
 
 
-def answer_metrics(registry: CollectorRegistry) -> Response:
-    """The metrics in the text format of Prometheus."""
-    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def answer_metrics(registry: CollectorRegistry, daemon: DaemonControl, step: Step) -> LongResponse:
+    """The metrics in the text format of Prometheus, made in steps."""
+    async with step():
+        whole = generate_latest(registry)
+    return LongResponse([whole, *await tunnel_metrics(daemon, step)], CONTENT_TYPE_LATEST)
 
 
 def _number(status: Item, key: str) -> float:

@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunneld.config.schema import HttpSettings
+from tunneld.config.http import HttpSettings
 from tunneld.errors import UsageError
+from tunneld.http.page.files import PAGE_PREFIX
 from tunneld.http.problems import API_PREFIX, Problem, http_error, respond
 from tunneld.http.translate import server_of
 from tunneld.net.endpoint import is_loopback, is_wildcard, parse_host
@@ -156,7 +157,7 @@ def _is_own_page(url: str, host: str) -> bool:
 def _wrong_type(head: Head) -> Problem | None:
     if head.method != "POST":
         return None
-    prefixes = {SERVLET: FORM_TYPES, API_PREFIX: JSON_TYPES}
+    prefixes = {SERVLET: FORM_TYPES, API_PREFIX: JSON_TYPES, PAGE_PREFIX: JSON_TYPES}
     expected = next((types for prefix, types in prefixes.items() if head.path.startswith(prefix)), XML_TYPES)
     if head.content_type in expected:
         return None

@@ -29,7 +29,7 @@ from tunneld.http.xml import ARRAY_BEGIN, ARRAY_END, RpcAnswer, format_answer, f
 
 PREFIX = "tunnel."
 ANSWERS_WITH_ITEMS = frozenset(
-    {"list", "show", "status", "penalties", "certificates", "trycertificate", "reload", "help"}
+    {"list", "show", "status", "penalties", "certificates", "credentials", "trycertificate", "reload", "help"}
 )
 """Verbs that answer with their items, even if there are none; every other verb answers with its text."""
 

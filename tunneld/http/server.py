@@ -1,6 +1,7 @@
 """The HTTP port: accepts connections, limits their number, and does TLS.
 
     serve
+    ├─ page                    see page/stream.py
     ├─ listener                see net/listeners.py
     └─ connection ×N           see connection.py
 
@@ -28,11 +29,13 @@ from hypercorn.utils import wrap_app
 from tunneld.auth.authenticator import Authenticator
 from tunneld.auth.preauth import PreauthRefusal, PreauthSlot
 from tunneld.config.values import KIB
+from tunneld.control.commands import executor
 from tunneld.control.verbs import DaemonControl
 from tunneld.errors import LimitReachedError, reason_of
 from tunneld.http.app import new_app
 from tunneld.http.auth import ConnectionInfo
 from tunneld.http.connection import ApiConnection
+from tunneld.http.page.page import WebPage
 from tunneld.http.translate import bare_address
 from tunneld.net.accept import peer_address
 from tunneld.net.endpoint import format_peer
@@ -190,13 +193,16 @@ async def serve(
     called for each handshake. Without an `authenticator` every request is admitted, with the role admin.
     """
     authenticator = authenticator or Authenticator(lambda: ())
-    app = cast("Any", new_app(daemon, authenticator))  # the libraries type ASGI differently
+    execute = executor(daemon)
+    page = WebPage(authenticator, execute, lambda: daemon.settings.http.page)
+    app = cast("Any", new_app(daemon, authenticator, page, execute))  # the libraries type ASGI differently
     server = HttpServer(wrap_app(app, 0, "asgi"), daemon, authenticator, tls)
     async with trio.open_nursery() as nursery:
 
         def on_connection(connection: socket.socket, _peer: Any) -> None:
             nursery.start_soon(server.handle, connection)
 
+        await nursery.start(page.run)
         await nursery.start(listener.serve, on_connection)
         task_status.started()
 

@@ -19,6 +19,7 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
+from tunneld.mux.channel_table import ChannelTable
 from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_HEARTBEATS, CarrierLimits
@@ -28,8 +29,18 @@ from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
 from tunneld.net.endpoint import Peer
-from tunneld.wire.webmux import events
-from tunneld.wire.webmux.events import Finished
+from tunneld.wire.webmux.events import (
+    Accepted,
+    Broken,
+    CreditAdded,
+    EndpointDefined,
+    Event,
+    Finished,
+    MssSet,
+    Opened,
+    Reset,
+    SessionRefused,
+)
 from tunneld.wire.webmux.mux import Mux
 
 MAX_CHANNELS = 126
@@ -62,15 +73,14 @@ class Carrier:
         self.mux = Mux(initiator=initiator)
         self.over = False
         self.owner = owner
-        self.channels: dict[int, Channel] = {}
-        self._parity = 0 if initiator else 1  # of the session ids that we open
         self._connection = connection
         self._fd = connection.connection.fileno()
         self._view = memoryview(pump.wide_buffer)
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
-        self._opened = 0  # channels that we opened and that are not over
         self.max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
         self.turns = CarrierTurns(pump.budget, self._read, self.on_failure)
+        self._table = ChannelTable(self.turns, 0 if initiator else 1, self._on_removed)
+        self.channels = self._table.channels
         self.send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
         self.schedule_flush = self.send_buffer.schedule_flush
         self._until_eagain = False  # a short read no longer means that the socket is drained
@@ -89,7 +99,7 @@ class Carrier:
     @property
     def can_open(self) -> bool:
         """Whether `open` would succeed."""
-        return not self.over and self._opened < MAX_CHANNELS and self.mux.can_open
+        return not self.over and self._table.opened < MAX_CHANNELS and self.mux.can_open
 
     @property
     def answering(self) -> bool:
@@ -99,14 +109,13 @@ class Carrier:
     @property
     def channels_left(self) -> int:
         """How many more channels could be opened, approximately."""
-        return 0 if self.over else MAX_CHANNELS - self._opened
+        return 0 if self.over else MAX_CHANNELS - self._table.opened
 
     def open(self, protocol: int) -> Channel:
         """Open a channel; the caller sets its handler or joins it. Raises `LimitReachedError` unless `can_open`."""
-        if self.over or self._opened >= MAX_CHANNELS:
+        if self.over or self._table.opened >= MAX_CHANNELS:
             raise LimitReachedError("could not open a channel: all ids of the carrier are in use")
         channel = self._add(self.mux.open(protocol))  # which raises it where the peer may still use all free ids
-        self._opened += 1
         self.schedule_flush()
         if self.over:
             raise LimitReachedError("could not open a channel: the carrier was lost")
@@ -159,14 +168,14 @@ class Carrier:
         self.mux.finish(channel.sid)
         self.schedule_flush()
         if channel.eof_received:
-            self._remove(channel)
+            self._table.remove(channel)
 
     def reset(self, channel: Channel, reason: str) -> None:
         """Send RST."""
         if self.channels.get(channel.sid) is channel:
             self.mux.reset(channel.sid, text=reason)
             self.schedule_flush()
-            self._remove(channel)
+            self._table.remove(channel)
 
     # Called by the pump and by the heartbeat, see `HeartbeatTarget`
 
@@ -268,7 +277,7 @@ class Carrier:
                     if channel is not None:
                         channel.feed(item[1])
                 elif isinstance(item, Finished):
-                    self._on_finished(item.session)
+                    self._table.on_eof(item.session)
                 else:
                     self._on_codec_event(item)
                 if self.over:
@@ -283,57 +292,42 @@ class Carrier:
         if self.mux.outgoing or self._connection.wants_write:
             self.schedule_flush()
 
-    def _on_codec_event(self, event: events.Event) -> None:
-        """Act on any event but data and FIN."""
+    def _on_codec_event(self, event: Event) -> None:
+        """Act on any event but data and FIN; those that every visitor causes come first."""
         match event:
-            case events.Opened(sid, protocol) if protocol == PING_PROTOCOL:
-                self.mux.reset(sid)
-            case events.Opened(sid, protocol):
-                self.owner.on_opened(self._add(sid), protocol)
-            case events.Accepted(sid) | events.SessionRefused(sid) | events.Broken(sid) if sid == self._ping.sid:
-                self._on_ping_answered(event)
-            case events.Accepted():
+            case CreditAdded(sid):
+                self._table.on_credit(sid)
+            case Accepted(sid) if sid != self._ping.sid:
                 self.owner.on_capacity()
-            case events.EndpointDefined(_, uri):
+            case Opened(sid, protocol):
+                if protocol == PING_PROTOCOL:
+                    self.mux.reset(sid)
+                else:
+                    self.owner.on_opened(self._add(sid), protocol)
+            case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
+                self._on_ping_answered(event)
+            case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
+                self._table.on_reset(sid, reason)
+            case EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
-            case events.MssSet(mss):
+            case MssSet(mss):
                 self.max_fragment = mss or NO_MSS
-            case events.CreditAdded(sid):
-                channel = self.channels.get(sid)
-                if channel is not None and not self.turns.waits(channel):
-                    channel.notify_writable()
-            case events.SessionRefused(sid, _, reason) | events.Reset(sid, _, reason) | events.Broken(sid, reason):
-                if channel := self.channels.get(sid):
-                    self._remove(channel)
-                    channel.notify_reset(reason or "closed by the peer")
 
-    def _on_finished(self, sid: int) -> None:
-        if channel := self.channels.get(sid):
-            if channel.eof_sent:
-                self._remove(channel)  # first: the codec has forgotten the session, whatever the handler does
-            channel.feed_eof()
-
-    def _on_ping_answered(self, event: events.Event) -> None:
+    def _on_ping_answered(self, event: Event) -> None:
         """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
-        if self._ping.finish(accepted=isinstance(event, events.Accepted)):
+        if self._ping.finish(accepted=isinstance(event, Accepted)):
             self.send_ping()
-        elif not isinstance(event, events.Broken):
+        elif not isinstance(event, Broken):
             self.owner.on_pong()
 
     def _add(self, sid: int) -> Channel:
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        self.channels[sid] = channel = WebMuxChannel(self, sid, window)
+        channel = WebMuxChannel(self, sid, window)
+        self._table.add(channel)
         return channel
 
-    def _remove(self, channel: Channel) -> None:
-        """Both directions are over for the codec; the channel's buffered bytes can still be consumed."""
-        if self.channels.pop(channel.sid, None) is not channel:
-            return
-        self.turns.forget(channel)
-        channel.release_window()
-        if channel.sid & 1 == self._parity:
-            self._opened -= 1
-        self.owner.on_capacity()
+    def _on_removed(self, channel: Channel) -> None:
+        self.owner.on_over(channel)
 
     def _close(self, reason: str) -> None:
         if self.over:
@@ -344,9 +338,7 @@ class Carrier:
         self.send_buffer.close()
         self._connection.close()
         self.turns.close()
-        channels, self.channels = self.channels, {}
-        for channel in channels.values():
-            channel.notify_reset(f"multiplexed connection lost: {reason}")
+        self._table.close(reason)
         try:
             self.owner.on_closed(reason)
         except Exception as error:

@@ -145,7 +145,10 @@ class CarrierEvents(Protocol):
         """The peer can be called back at this URI; None if it named something that is no URI."""
 
     def on_capacity(self) -> None:
-        """A channel ended, so `can_open` may be true again."""
+        """The peer answered a channel, so `can_open` may be true again."""
+
+    def on_over(self, channel: Channel) -> None:
+        """A channel ended, so `can_open` may be true again. Its id may be used for another one from now on."""
 
     def on_pong(self) -> None:
         """The peer answered a ping, so it has read everything that was sent before the ping."""

@@ -62,6 +62,11 @@ class Grant:
         return self.role is not Role.USER
 
     @property
+    def view(self) -> Grant:
+        """A grant that sees the same tunnels, and is equal for all credentials that do."""
+        return Grant("" if self.sees_all else self.name, self.role)
+
+    @property
     def title(self) -> str:
         """How messages name it: `credential 'home'`."""
         return f"credential {self.name!r}"

@@ -14,6 +14,7 @@ Times are readings of one monotonic clock; the store, which outlives it, transla
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
@@ -93,6 +94,7 @@ class ReservationTable:
         self._by_address: dict[Address, dict[ReservationKey, Reservation]] = {}
         self._by_host: dict[str, dict[ReservationKey, Reservation]] = {}
         self._kept: dict[tuple[str, str], dict[ReservationKey, Reservation]] = {}  # by owner, of closed tunnels
+        self._kept_ports: dict[tuple[str, str], Counter[int]] = {}  # by owner, of closed tunnels
         self._kept_count = 0
         self._expiring: list[tuple[float, int, Reservation]] = []  # a heap; records since replaced or dropped included
         self._serial = count()  # orders reservations that expire at the same time
@@ -131,6 +133,10 @@ class ReservationTable:
     def kept_by(self, owner: tuple[str, str]) -> Collection[Reservation]:
         """The reservations of this owner for tunnels that are closed."""
         return self._kept.get(owner, {}).values()
+
+    def kept_ports(self, owner: tuple[str, str]) -> Collection[int]:
+        """The ports of these reservations, each once."""
+        return self._kept_ports.get(owner, {}).keys()
 
     def hold(self, record: Reservation) -> None:
         """The tunnel of this holder is open at this address: the reservation does not expire."""
@@ -203,6 +209,7 @@ class ReservationTable:
             self._by_host.setdefault(host, {})[record.holder] = record
         if record.expires is not None:
             self._kept.setdefault(record.holder.owner, {})[record.holder] = record
+            self._kept_ports.setdefault(record.holder.owner, Counter()).update(record.ports)
             self._kept_count += 1
             heappush(self._expiring, (record.expires, next(self._serial), record))
 
@@ -216,11 +223,21 @@ class ReservationTable:
             _discard(self._by_host, host, holder)
         if record.expires is not None:
             _discard(self._kept, holder.owner, holder)
+            self._release_ports(record)
             self._kept_count -= 1
             if len(self._expiring) > 2 * self._kept_count + SPARE_EXPIRIES:
                 self._expiring = [entry for entry in self._expiring if self._records.get(entry[2].holder) is entry[2]]
                 heapify(self._expiring)
         return record
+
+    def _release_ports(self, record: Reservation) -> None:
+        counts = self._kept_ports[record.holder.owner]
+        for port in record.ports:
+            counts[port] -= 1
+            if not counts[port]:
+                del counts[port]
+        if not counts:
+            del self._kept_ports[record.holder.owner]
 
 
 _Key = TypeVar("_Key")

@@ -12,7 +12,8 @@ Ports and names
 One connection of a visitor
     connection    requests are routed one by one; `end_owner` is how it fails, `endings` what comes behind the requests
     input         what the visitor sends, cut into heads and bodies
-    stream        the requests for one tunnel, as an end that the tunnel relays like any other visitor
+    stream        the requests for one tunnel, as an end that the tunnel relays like any other visitor; it calls
+                  `receivers`
     http2         streams of HTTP/2, each as a connection of HTTP/1.1; `http2_stream` is one
     heads, body   messages as they pass
     fields        where a request comes from, and which host it is for; pure

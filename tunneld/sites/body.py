@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunneld.engine.limits import UNLIMITED
 from tunneld.sites.fields import ORIGIN_FIELDS
 from tunneld.wire.chunked import FORBIDDEN_TRAILERS, ChunkedBody
 
@@ -25,6 +26,18 @@ class Body:
         if self.ends_with_connection:
             return False
         return self._left == 0 if self._chunks is None else self._chunks.is_over
+
+    @property
+    def left(self) -> int:
+        """Bytes that may pass without a look at them; 0 for chunks."""
+        if self.ends_with_connection:
+            return UNLIMITED
+        return self._left if self._chunks is None else 0
+
+    def skip(self, count: int) -> None:
+        """Some of `left` have passed."""
+        if not self.ends_with_connection:
+            self._left -= count
 
     def take(self, data: memoryview) -> tuple[int, bytes | bytearray | memoryview]:
         """Take bytes: return how many belong to the body, and what goes on for them, which is never longer. Raises

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tunneld.engine.tls_end import TlsEnd
-from tunneld.errors import reason_of
 from tunneld.net.endpoint import Peer
 from tunneld.policy.limits import HttpLimits
-from tunneld.sites.access_log import AccessLog, AccessRecord
+from tunneld.sites.access_log import AccessLog
 from tunneld.sites.deadline import Deadline
 from tunneld.sites.end_owner import EndOwner, log
 from tunneld.sites.endings import ClosingConnection, UpgradedConnection
@@ -34,6 +34,9 @@ from tunneld.sites.pages import error_page
 from tunneld.sites.site import Request, Site, Verdict
 from tunneld.sites.stream import RequestStream
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
 
 
 class HttpConnection(EndOwner):
@@ -52,15 +55,13 @@ class HttpConnection(EndOwner):
         once, when the connection is closed.
         """
         self.max_head = limits.max_head
-        super().__init__(end)
+        super().__init__(end, access_log)
         self._engine = end.engine
         self._origin = origin
         self._is_tls = origin.scheme == b"https"
         self._find = find
         self._limits = limits
         self._on_over = on_over
-        self._access_log = access_log  # None: requests are not logged
-        self._record: AccessRecord | None = None  # of the request under way
         self._deadline = Deadline(end.engine, self._on_deadline)
         self._input = RequestInput(end, limits.max_head, self)
         self._writer = HeadWriter(origin)
@@ -76,10 +77,7 @@ class HttpConnection(EndOwner):
         """Serve the connection from now on."""
         self._end.handler = self
         self._deadline.set(self._limits.head_timeout)
-        try:
-            self._end.start()
-        except OSError as error:
-            self.drop(reason_of(error))
+        if not self.start_end():
             return
         self._input.resume()  # bytes may have come with the end of the handshake
         if self._end.eof_received and not self._end.buffered and not self._is_over:
@@ -159,6 +157,17 @@ class HttpConnection(EndOwner):
         if self._record is not None:
             self._record.up += len(data)
         self._stream.feed_requests(memoryview(data))
+
+    def takes_pipe(self) -> bool:
+        """See `RequestReceiver.takes_pipe`."""
+        return self.takes_body() and self._stream is not None and self._stream.takes_pipe
+
+    def on_body_pipe(self, pipe: Pipe) -> bool:
+        """See `RequestReceiver.on_body_pipe`."""
+        assert self._stream is not None
+        if self._record is not None:
+            self._record.up += pipe.count
+        return self._stream.feed_pipe(pipe)
 
     def on_refused(self, error: HeadError) -> None:
         """See `RequestReceiver.on_refused`."""
@@ -303,7 +312,7 @@ class HttpConnection(EndOwner):
 
     def _await_request(self) -> None:
         self._request = None
-        self._end_record()
+        self.end_record()
         if self._input.is_last:
             self._finish()
             return
@@ -312,12 +321,6 @@ class HttpConnection(EndOwner):
         else:
             self._deadline.set(self._limits.head_timeout)
             self._input.resume_later()  # not inside of what the stream is doing
-
-    def _end_record(self) -> None:
-        """The request under way is over, for the access log."""
-        if self._record is not None and self._access_log is not None:
-            self._access_log.end(self._record)
-            self._record = None
 
     def _leave_stream(self, failure: str = "") -> None:
         """Part from the stream; with a `failure`, its exchange is not complete, and it is cut."""
@@ -330,7 +333,7 @@ class HttpConnection(EndOwner):
     def _finish(self) -> None:
         """Close the connection behind what was sent to the visitor."""
         self._leave_stream("the request was not completed" if self._input.awaits_body else "")
-        self._end_record()
+        self.end_record()
         self._deadline.stop()
         self._input.stop()
         ClosingConnection(self._end, self).start(visitor_ended=self._input.ended)
@@ -340,7 +343,7 @@ class HttpConnection(EndOwner):
         if self._is_over:
             return
         self._is_over = True
-        self._end_record()
+        self.end_record()
         self._deadline.close()
         self._input.stop()
         self._leave_stream("" if self._request is None else reason)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tunneld.engine.end import BufferedEnd
+from tunneld.engine.limits import UNLIMITED
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.errors import reason_of
 from tunneld.sites.access_log import AccessRecord
 from tunneld.sites.deadline import Deadline
 from tunneld.sites.stream import RequestStream
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
 
 CLOSING_SECONDS = 5.0
 """Seconds for a visitor to read the last response and close. Closing at once would reset the connection while bytes of
@@ -26,9 +31,7 @@ class Owner(Protocol):
 class UpgradedConnection:
     """After 101 Switching Protocols: bytes both ways, between the visitor's end and the stream."""
 
-    def __init__(
-        self, end: BufferedEnd, stream: RequestStream, owner: Owner, record: AccessRecord | None = None
-    ) -> None:
+    def __init__(self, end: TlsEnd, stream: RequestStream, owner: Owner, record: AccessRecord | None = None) -> None:
         self._end = end
         self._record = record  # for the access log
         self._stream = stream
@@ -37,6 +40,7 @@ class UpgradedConnection:
     def start(self, data: bytes) -> None:
         """Take over as the handler of the end. `data` was read from the visitor behind the head of its request."""
         self._end.handler = self
+        self._end.pipe_taker = self
         self._stream.upgrade(self)
         if data:
             self._feed(memoryview(data))
@@ -50,6 +54,16 @@ class UpgradedConnection:
             return 0
         self._feed(data)
         return len(data)
+
+    def pipe_capacity(self) -> int:
+        """See `PipeTaker.pipe_capacity`."""
+        return UNLIMITED if self._stream.takes_pipe else 0
+
+    def take_pipe(self, pipe: Pipe) -> bool:
+        """See `PipeTaker.take_pipe`."""
+        if self._record is not None:
+            self._record.up += pipe.count
+        return self._stream.feed_pipe(pipe)
 
     def on_writable(self) -> None:
         """The visitor takes bytes again."""
@@ -82,12 +96,18 @@ class UpgradedConnection:
             count = len(end.buffered)
             self._feed(memoryview(bytes(end.buffered)))
             end.consume(count)
+        end.read_on()
 
     def on_response_data(self, data: memoryview) -> None:
         """Pass bytes to the visitor."""
         if self._record is not None:
             self._record.down += len(data)
         self._end.write(data)
+
+    def on_response_spliced(self, count: int) -> None:
+        """See `UpgradedReceiver.on_response_spliced`."""
+        if self._record is not None:
+            self._record.down += count
 
     def _feed(self, data: memoryview) -> None:
         if self._record is not None:
@@ -133,8 +153,7 @@ class ClosingConnection:
             return
         self._patience = end.linger
         self._deadline.set(CLOSING_SECONDS)
-        if end.buffered:
-            end.consume(len(end.buffered))
+        end.consume(len(end.buffered))
 
     def on_data(self, data: memoryview) -> int:
         """Discard it."""

@@ -18,7 +18,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -157,6 +157,10 @@ class SiteGuard:
         held, self._held = self._held, []
         for request, on_verdict in held:
             on_verdict(refused(request, 503))
+
+    def change_networks(self, networks: NetworkRules | None) -> None:
+        """Visitors may come from other networks than before."""
+        self._rules = replace(self._rules, networks=networks)
 
     def examine(self, request: Request, on_verdict: OnVerdict) -> None:
         """See `Site.examine`. A request that comes before the start waits for it."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -65,6 +66,9 @@ window of the stream, and its machine still answers.
 TURN_BYTES = 512
 """Bytes after which other tasks run, if there were requests in them: some 30 of the smallest, a few milliseconds."""
 
+_GOAWAY = struct.Struct(">BHBBLLL")
+"""The frame (RFC 9113 §6.8): length in two parts, type, flags, stream 0, the last stream that is served, no error."""
+
 _USEFUL = (h2.events.RequestReceived, h2.events.WindowUpdated, h2.events.StreamEnded, h2.events.TrailersReceived)
 
 
@@ -98,6 +102,8 @@ class Http2Connection:
         self._scope = trio.CancelScope()
         self._idle = trio.CancelScope()  # its deadline, while there is no stream
         self._opening = False  # a place for a stream is being sought
+        self._retired = False
+        self._goaway = b""  # to be sent: `h2` sends nothing behind one of its own
         self._nursery: trio.Nursery
         config = h2.config.H2Configuration(
             client_side=False, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=True
@@ -124,6 +130,17 @@ class Http2Connection:
         """Close the connection unless a request is under way."""
         if self.is_idle:
             self._end(h2.errors.ErrorCodes.NO_ERROR)
+
+    def retire(self) -> None:
+        """Take no more requests, and complete the ones under way (RFC 9113 §6.8): the visitor makes further ones on
+        another connection.
+        """
+        if self.is_idle:
+            self._end(h2.errors.ErrorCodes.NO_ERROR)
+        elif not self._retired:
+            self._retired = True
+            self._goaway = _GOAWAY.pack(0, 8, 7, 0, 0, self._h2.highest_inbound_stream_id, 0)
+            self._nursery.start_soon(self._flush)
 
     def drop(self, _reason: str) -> None:
         """Close the connection now."""
@@ -205,6 +222,9 @@ class Http2Connection:
         assert number is not None
         assert headers is not None
         self._opened += 1
+        if self._retired:
+            self._h2.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
+            return
         has_body = event.stream_ended is None
         try:
             head = request_head(headers, has_body=has_body)
@@ -248,16 +268,21 @@ class Http2Connection:
         data = b""
         if self._sending.locked():
             await self._sending.acquire()
-        elif data := self._h2.data_to_send():
+        elif data := self._take_output():
             self._sending.acquire_nowait()
         else:
             return
         try:
-            while data or (data := self._h2.data_to_send()):
+            while data or (data := self._take_output()):
                 await self._tls.send_all(data)
                 data = b""
         finally:
             self._sending.release()
+
+    def _take_output(self) -> bytes:
+        """The frames that are to be sent."""
+        goaway, self._goaway = self._goaway, b""
+        return goaway + self._h2.data_to_send()
 
     async def _send(self) -> None:
         """The same for a stream, which has sent or received something."""
@@ -269,7 +294,7 @@ class Http2Connection:
         with suppress(h2.exceptions.ProtocolError):
             self._h2.close_connection(code)
         if not self._sending.locked():
-            self._tls.write(self._h2.data_to_send())
+            self._tls.write(self._take_output())
         self._scope.cancel()
 
     async def _run_stream(self, stream: Http2Stream, number: int, head: bytes, has_body: bool) -> None:
@@ -280,3 +305,5 @@ class Http2Connection:
             if not self._streams:
                 self._idle.deadline = trio.current_time() + self._limits.keep_alive_timeout
         await self._flush()
+        if self._retired and self.is_idle:
+            self._end(h2.errors.ErrorCodes.NO_ERROR)

@@ -10,7 +10,7 @@ the visitor has read what it was sent.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -18,6 +18,9 @@ from tunneld.engine.tls_end import TlsEnd
 from tunneld.sites.body import Body
 from tunneld.sites.heads import RequestReader
 from tunneld.wire.http1 import HeadError, RequestHead
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
@@ -39,6 +42,14 @@ class RequestReceiver(Protocol):
 
     def on_body(self, data: bytes | bytearray | memoryview) -> None:
         """Bytes of the body of the request, as they go on. Valid only during the call."""
+
+    def takes_pipe(self) -> bool:
+        """The same for `on_body_pipe`."""
+
+    def on_body_pipe(self, pipe: Pipe) -> bool:
+        """Bytes of the body of the request, in a borrowed pipe, which the callee owns. False: take no more until
+        `RequestInput.resume` is called.
+        """
 
     def on_refused(self, error: HeadError) -> None:
         """What came is malformed, and nothing behind it can be read."""
@@ -71,6 +82,7 @@ class RequestInput:
         self._paused = False  # a pipelined request waits for `resume`
         self._deferred = False  # `on_turn` comes
         self._unread = False  # once the visitor has read what it was sent
+        end.pipe_taker = self
 
     @property
     def is_empty(self) -> bool:
@@ -102,7 +114,25 @@ class RequestInput:
         self._use()
         if begins and self._awaits_head and self._pending:
             self._receiver.on_head_begun()
+        if taken < len(data) and not (self._pending or self._paused or self._stopped):
+            taken += self.take(data[taken:])  # a body, mostly
         return taken
+
+    def pipe_capacity(self) -> int:
+        """See `PipeTaker.pipe_capacity`: what is left of a body of known length."""
+        body = self._body
+        if body is None or self._pending or not self._receiver.takes_pipe():
+            return 0
+        return body.left
+
+    def take_pipe(self, pipe: Pipe) -> bool:
+        """See `PipeTaker.take_pipe`. Behind the body another request may come, which waits here."""
+        body = self._body
+        assert body is not None
+        body.skip(pipe.count)
+        if body.is_over:
+            self._body = None
+        return self._receiver.on_body_pipe(pipe) or self._body is None
 
     def end(self) -> None:
         """The visitor sends no more. Complete requests are still received."""
@@ -114,6 +144,7 @@ class RequestInput:
         self._paused = False
         self._use()
         end = self._end
+        end.read_on()
         while end.buffered and not self._stopped and not self._paused:
             taken = self.take(memoryview(bytes(end.buffered)))
             if not taken:
@@ -159,6 +190,7 @@ class RequestInput:
     def stop(self) -> bytes:
         """Call the receiver no more. Return what has come and was not used."""
         self._stopped = True
+        self._end.pipe_taker = None
         self._receiver = NO_RECEIVER  # there is no reference cycle for the garbage collector
         rest, self._pending = bytes(self._pending), bytearray()
         return rest
@@ -230,6 +262,12 @@ class _NoReceiver:
 
     def on_body(self, _data: bytes | bytearray | memoryview) -> None:
         pass
+
+    def takes_pipe(self) -> bool:
+        return False
+
+    def on_body_pipe(self, _pipe: Pipe) -> bool:
+        return False
 
     def on_refused(self, _error: HeadError) -> None:
         pass

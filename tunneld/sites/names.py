@@ -46,6 +46,7 @@ class SharedNames:
         self.on_freed: Callable[[HostName, str], None] = _ignore
         self.is_reserved: Callable[[str], bool] = lambda _name: False  # for a tunnel, open or closed
         self.is_draining: Callable[[], bool] = lambda: False  # the relay accepts no new visitors
+        self.on_draining: Callable[[], None] = lambda: None  # that begins
         self.obtains_certificates: Callable[[], bool] = lambda: False  # whether each name taken gets a certificate
         self.last_failure: Callable[[str], str] = lambda _name: ""  # why an order of its certificate failed
         self._has_certificate = has_certificate

@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 import trio
@@ -51,6 +51,9 @@ from tunneld.tls.connection import TlsSocket
 from tunneld.wire.client_hello import NO_APPLICATION_PROTOCOL, UNRECOGNIZED_NAME, ClientHello, HelloError, encode_alert
 from tunneld.wire.first_bytes import PlainProtocol, read_first_bytes
 from tunneld.wire.proxy_protocol import ProxyHeader, decode
+
+if TYPE_CHECKING:
+    from tunneld.sites.http2 import Http2Connection
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("sites")
 
@@ -101,6 +104,8 @@ class SitePorts:
         self._access_log = access_log
         self._nursery: trio.Nursery
         self._peeking: set[PeekReader[Any]] = set()
+        self._http2: set[Http2Connection] = set()
+        names.on_draining = self._retire
         self._http_proxies = ConfiguredNetworks(lambda: settings().trusted_proxies)
         self._header_senders = ConfiguredNetworks(lambda: settings().proxy_protocol)
 
@@ -247,7 +252,16 @@ class SitePorts:
             tls, partial(self._serve_stream, new, name), limits, lambda: self._on_over(connection)
         )
         self.places.connections[connection] = new.place
-        await connection.run()
+        self._http2.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._http2.discard(connection)
+
+    def _retire(self) -> None:
+        """The relay drains: browsers make their next requests on other connections, which may reach another relay."""
+        for connection in list(self._http2):
+            connection.retire()
 
     def _serve_stream(self, new: NewConnection, name: str, pair: socket.socket) -> Callable[[str], None] | None:
         """See `http2.ServeCallback`."""

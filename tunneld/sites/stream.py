@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
+from tunneld.engine.limits import UNLIMITED
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.sites.body import Body
 from tunneld.sites.heads import ResponseReader
 from tunneld.wire.http1 import HeadError, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    from tunneld.engine.pipes import Pipe
+    from tunneld.sites.receivers import ResponseReceiver, UpgradedReceiver
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 """Methods of requests that may be sent twice (RFC 9110 §9.2.2)."""
@@ -37,45 +42,6 @@ REFUSAL_STATUSES = {
 """The answers to refused visitors; every other one is a 503."""
 
 
-class ResponseReceiver(Protocol):
-    """What a stream calls: the visitor's connection."""
-
-    max_head: int  # bytes of a response head
-
-    def on_requests_taken(self) -> None:
-        """The hidden server has taken what was buffered in the stream."""
-
-    def on_response_head(self, response: ResponseHead, data: bytes | bytearray | memoryview) -> None:
-        """A head, perhaps an interim one, and what came of the body in the same read. Valid only during the call."""
-
-    def on_response_data(self, data: bytes | bytearray | memoryview) -> None:
-        """More of the body, at most the `send_capacity` of the visitor's end. Valid only during the call."""
-
-    def on_response_complete(self) -> None:
-        """The response is complete."""
-
-    def on_stream_over(self, reason: str) -> None:
-        """The stream has ended without being told to `leave`; the response to the request under way will not come, or
-        not all of it.
-        """
-
-
-class UpgradedReceiver(Protocol):
-    """The same after an upgrade."""
-
-    def on_requests_taken(self) -> None:
-        """See `ResponseReceiver.on_requests_taken`."""
-
-    def on_response_data(self, data: memoryview) -> None:
-        """Bytes for the visitor, at most `send_capacity`."""
-
-    def on_finished(self) -> None:
-        """The hidden server sends no more."""
-
-    def on_stream_over(self, reason: str) -> None:
-        """The relay has cut the stream; or, with an empty reason, both directions are finished."""
-
-
 class RequestStream(BufferedEnd):
     """The requests of one visitor's connection to one tunnel, as an end. See the description of this module."""
 
@@ -87,6 +53,7 @@ class RequestStream(BufferedEnd):
     def __init__(self, visitor: TlsEnd, connection: ResponseReceiver) -> None:
         """`visitor` is the end of the visitor, which `connection` owns."""
         super().__init__(visitor.engine)
+        self.quantum = self.engine.buffer_size  # behind which pipes are worth while
         self._visitor = visitor
         self._connection = connection
         self._upgraded: UpgradedReceiver | None = None
@@ -130,6 +97,21 @@ class RequestStream(BufferedEnd):
         """Feed bytes of a body that the hidden server shall read, while `buffered` is empty."""
         self.feed(data)
         self._waits = bool(self.buffered)
+
+    @property
+    def takes_pipe(self) -> bool:
+        """Whether `feed_pipe` may be called now: the hidden server has a connection of its own, which takes bytes."""
+        return self.pipe_taker is not None and self.pipe_taker.pipe_capacity() > 0
+
+    def feed_pipe(self, pipe: Pipe) -> bool:
+        """Feed bytes of a body in a borrowed pipe, which the relay owns from now on. False: some of them wait, and
+        `on_requests_taken` is due.
+        """
+        assert self.pipe_taker is not None
+        self.was_relayed = True
+        is_taken = self.pipe_taker.take_pipe(pipe)
+        self._waits = self._waits or not is_taken
+        return is_taken
 
     def upgrade(self, receiver: UpgradedReceiver) -> None:
         """Pass all bytes to `receiver` from now on, as they are."""
@@ -177,6 +159,28 @@ class RequestStream(BufferedEnd):
                 return
             taken = self._write_head(data) if self._body is None else self._write_body(data)
             data = data[taken:]
+
+    def pipe_capacity(self) -> int:
+        """See `BufferedEnd.pipe_capacity`: bytes of which it is known that they are no head."""
+        if self._left or self.closed or self.eof_sent:
+            return 0
+        left = UNLIMITED if self._upgraded is not None else self._body.left if self._body is not None else 0
+        return min(left, self._visitor.pipe_capacity()) if left else 0
+
+    def write_pipe(self, pipe: Pipe) -> None:
+        """See `BufferedEnd.write_pipe`."""
+        count, body = pipe.count, self._body
+        self._visitor.write_pipe(pipe)
+        count -= pipe.count
+        (self._upgraded or self._connection).on_response_spliced(count)
+        if body is not None and not self._left:
+            body.skip(count)
+            if body.is_over:
+                self._complete()
+
+    def read_on(self) -> None:
+        """See `BufferedEnd.read_on`."""
+        self._consumed(0)
 
     def send(self, data: bytes) -> None:
         """See `BufferedEnd.send`. Nothing but the hidden server's bytes goes to a visitor."""

@@ -43,6 +43,9 @@ class TlsSocket(TlsSession):
 
     __slots__ = ("_unsent", "connection")
 
+    takes_pipes = False
+    """Every byte is encrypted in this process."""
+
     def __init__(
         self,
         connection: socket.socket,

@@ -13,6 +13,7 @@ tenants      what all tunnels of one owner share
 agents       the agents of a tunnel, and the addresses that server connections may come from
 timeouts     the times after which a tunnel closes
 events       the events of `watch`
+records      the records of visitors that have left
 snapshot     what one process hands over to the next
 
 The way of a visitor, and where something new would plug in:

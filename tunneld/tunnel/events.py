@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -27,11 +28,32 @@ from tunneld.errors import LimitReachedError
 from tunneld.policy.access import EVERYBODY, Grant
 from tunneld.wire.lines import Item, Value, format_item
 
+if TYPE_CHECKING:
+    from tunneld.tunnel.spec import TunnelSpec
+    from tunneld.tunnel.visitor import RelayedVisitor
+
 MAX_EVENTS_AT_ONCE = 64
 """Events that a watcher returns together: what fits into one write."""
 
 EVERYTHING = object()
 """The key of watchers that see all tunnels."""
+
+
+class VisitorRecorder(Protocol):
+    """Records a visitor of a tunnel that has left: bytes to and from the hidden server, and why it left."""
+
+    def __call__(self, spec: TunnelSpec, visitor: RelayedVisitor, up: int, down: int, reason: str) -> None: ...
+
+
+class EventKeeper(Protocol):
+    """Keeps events for later."""
+
+    @property
+    def wants_visitors(self) -> bool:
+        """Whether it keeps events of visitors at the moment."""
+
+    def keep(self, event: Event, owner: str | None) -> None:
+        """Keep an event; `owner` is the credential of its tunnel."""
 
 
 class Event(dict[str, Value]):
@@ -99,17 +121,37 @@ class Events:
 
     def __init__(self, owner_of: Callable[[str], str | None] = lambda _tunnel: None) -> None:
         """`owner_of` returns the credential of the tunnel with an id."""
-        self.watched = False  # whether there is a watcher: look before you build an event on a hot path
+        self.recorder: VisitorRecorder | None = None  # of visitors that have left
+        self.watched = False  # whether events of visitors are wanted: look before you build one on a hot path
+        self.unseen = 0  # events that were not built, because they were not
         self._owner_of = owner_of
         self._watchers: dict[object, set[Watcher]] = {}  # by `EVERYTHING`, or by credential
+        self._keeper: EventKeeper | None = None
 
     def publish(self, name: str, /, **fields: Value) -> None:
-        """Offer an event to every watcher that may see its tunnel. Never waits, never raises."""
-        watchers = [*self._watchers.get(EVERYTHING, ()), *self._watchers.get(self._owner_of(str(fields.get("id"))), ())]
-        if watchers:
-            event = Event(time=datetime.now(UTC).isoformat(timespec="milliseconds"), event=name, **fields)
+        """Offer an event to every watcher that may see its tunnel, and keep it. Never waits, never raises."""
+        owner = self._owner_of(str(fields.get("id")))
+        watchers = [*self._watchers.get(EVERYTHING, ()), *self._watchers.get(owner, ())]
+        if watchers or self._keeper is not None:
+            event = self.make(name, **fields)
             for watcher in watchers:
                 watcher.offer(event)
+            if self._keeper is not None:
+                self._keeper.keep(event, owner)
+                self.refresh_watched()
+
+    def make(self, name: str, /, **fields: Value) -> Event:
+        """An event of this moment."""
+        return Event(time=datetime.now(UTC).isoformat(timespec="milliseconds"), event=name, **fields)
+
+    def keep_in(self, keeper: EventKeeper) -> None:
+        """Keep all events from now on."""
+        self._keeper = keeper
+        self.refresh_watched()
+
+    def refresh_watched(self) -> None:
+        """There may be more watchers than before or fewer, or the keeper wants something else."""
+        self.watched = bool(self._watchers) or (self._keeper is not None and self._keeper.wants_visitors)
 
     def check_limit(self, grant: Grant, limit: int) -> None:
         """Raise `LimitReachedError` where the credential of `grant` has `limit` watchers."""
@@ -146,11 +188,11 @@ class Events:
             watcher.key = EVERYTHING if grant.sees_all else grant.name
             watcher.credential = grant.name
             self._watchers.setdefault(watcher.key, set()).add(watcher)
-            self.watched = True
+            self.refresh_watched()
 
     def _remove(self, watcher: Watcher) -> None:
         group = self._watchers.get(watcher.key, set())
         group.discard(watcher)
         if not group:
             self._watchers.pop(watcher.key, None)
-            self.watched = bool(self._watchers)
+            self.refresh_watched()

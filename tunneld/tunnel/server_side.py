@@ -120,6 +120,7 @@ class TunnelContext:
     tenant: Tenant = field(default_factory=Tenant)
     shared: bool = False  # several agents may serve the tunnel
     node: str = ""  # the id of the node that may serve it, as in `TunnelOptions`
+    holder: str = ""  # owner and name, the same when it is opened again; empty for a tunnel without a name
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 

@@ -50,6 +50,7 @@ class HiddenServers:
             tenant=spec.tenant,
             shared=spec.options.share,
             node=spec.options.node,
+            holder=spec.holder,
             snapshot=snapshot.server if snapshot is not None else None,
             takeover=takeover,
         )
@@ -75,8 +76,12 @@ class HiddenServers:
         self._tunnel.on_attached()
         if self._events.watched:
             self._events.publish("attached", id=self._tunnel.id, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
 
     def _on_detached(self, peer: Peer) -> None:
         if self._events.watched:
             self._events.publish("detached", id=self._tunnel.id, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         self._tunnel.on_visitor_left("the server connection closed before a visitor arrived")

@@ -42,6 +42,7 @@ class TunnelSpec:
     metered: int = 0  # bytes of earlier ones of them that count against the quota
     names: tuple[HostName, ...] = ()  # by which visitors reach it
     credential: str = ""  # of the requester
+    changed: frozenset[str] = frozenset()  # options that were changed after it was opened
     grant: InitVar[Grant] = EVERYBODY
     limits: EffectiveLimits = field(init=False)
 
@@ -55,6 +56,11 @@ class TunnelSpec:
         """Its address, where it is a private tunnel."""
         claim = self.options.private
         return None if claim is None else Private(claim.node, self.options.name)
+
+    @property
+    def holder(self) -> str:
+        """The owner and the name, by which a tunnel that is opened again is the same one; empty without a name."""
+        return f"{self.credential or self.requester_host} {self.options.name}" if self.options.name else ""
 
     @property
     def visitor_authority(self) -> VisitorAuthority:

@@ -35,11 +35,10 @@ from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.servers import HiddenServers
 from tunneld.tunnel.snapshot import TunnelCounters, TunnelSnapshot, snapshot_of
 from tunneld.tunnel.spec import TunnelSpec
-from tunneld.tunnel.visitors import RefusalLog, VisitorRelays
+from tunneld.tunnel.visitors import CUT_BY_RESTART, STOPPED, RefusalLog, VisitorRelays
 from tunneld.tunnel.waiting import WaitingVisitors
 
-STOPPED = "the relay stopped"
-"""The reason where no other was given: the task was cancelled together with all tunnels."""
+log = structlog.get_logger("tunnel")
 
 
 class Phase(Enum):
@@ -85,14 +84,13 @@ class Tunnel:
         self._phase = Phase.OPENING
         self._engine = engine
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=spec.id)
         self._snapshot = snapshot
         self._exported = False
         self._scope = trio.CancelScope()
         self._closed = trio.Event()
         refusals = RefusalLog(spec.id, events, counters.refused)
         self.refusals = refusals.visitors  # how many were refused since it was opened, by the class of the reason
-        self.visitors = VisitorRelays(spec.id, limits, spec.tenant, engine, events, refusals, self, counters)
+        self.visitors = VisitorRelays(spec, limits, engine, events, refusals, self, counters)
         self.arrivals = WaitingVisitors(limits, self.visitors, spec.visitor_authority)
         takeover = replaces.takeover if replaces is not None else NO_TAKEOVER
         self.ingresses = open_ingresses(spec, limits, snapshot.ingresses if snapshot is not None else (), takeover)
@@ -162,6 +160,11 @@ class Tunnel:
         """Bytes that count against the quota of its name, with the ones of earlier tunnels of that name."""
         quota, left = self.limits.quota, self.visitors.quota_left
         return self.spec.metered if quota is None or left is None else quota - left
+
+    @property
+    def used(self) -> int:
+        """Bytes that count against its quota, or would if it had one."""
+        return self.metered if self.limits.quota is not None else self.spec.metered + sum(self.octets)
 
     # Actions
 
@@ -234,9 +237,18 @@ class Tunnel:
         self._close_ingresses()
         self.server_side.close()
         self._events.publish("draining", id=self.id, visitors=len(self.visitors))
-        self._log.info("tunnel draining", visitors=len(self.visitors), **({"reason": reason} if reason else {}))
+        more = {"reason": reason} if reason else {}
+        log.info("tunnel draining", tunnel=self.id, visitors=len(self.visitors), **more)
         if not self.visitors:
             self.close("drained")
+
+    def change(self, spec: TunnelSpec) -> None:
+        """Other limits hold from now on, see `VisitorRelays.change`."""
+        used, self.spec, self.limits = self.used, spec, spec.limits
+        left = None if spec.limits.quota is None else max(0, spec.limits.quota - used)
+        self.visitors.change(spec, self.arrivals.peers, left)
+        for ingress in self.ingresses:
+            ingress.change(spec)
 
     def pause(self) -> None:
         """Accept no connection on either side for now; new ones stay in the listeners' queues. Precedes `export`."""
@@ -273,7 +285,7 @@ class Tunnel:
 
     def fail(self, error: Exception) -> None:
         """Log a bug in one of this tunnel's callbacks and close this tunnel alone."""
-        self._log.error("tunnel failed", exc_info=error)
+        log.error("tunnel failed", tunnel=self.id, exc_info=error)
         self.close("internal error")
 
     async def wait_closed(self) -> None:
@@ -309,7 +321,7 @@ class Tunnel:
         if snapshot.draining:
             self.drain()
         elif self.served and not self.limits.persist and not self.visitors:
-            self.close("its connection could not be kept across the restart")
+            self.close(CUT_BY_RESTART)
 
     def _start(self, nursery: trio.Nursery) -> None:
         """Both sides work, in tasks of `nursery`: first the server side, then the queue, then the visitors come."""
@@ -324,7 +336,7 @@ class Tunnel:
             ingress.close()
 
     def _enter(self, phase: Phase) -> None:
-        self._log.debug("phase", was=self._phase.value, now=phase.value)
+        log.debug("phase", tunnel=self.id, was=self._phase.value, now=phase.value)
         self._phase = phase
 
     def _stop(self) -> None:
@@ -334,12 +346,20 @@ class Tunnel:
         self._close_ingresses()
         self.server_side.close()
         self.spec.tenant.server_sides.discard(self.server_side)
-        self.visitors.drop()
+        self.visitors.drop(self.reason)
         if self._exported:
             self._closed.set()
             return
         up, down = self.octets
         self._events.publish("closed", id=self.id, reason=self.reason, visitors=self.served, up=up, down=down)
         refused = self.refusals.total()
-        self._log.info("tunnel closed", reason=self.reason, visitors=self.served, refused=refused, up=up, down=down)
+        log.info(
+            "tunnel closed",
+            tunnel=self.id,
+            reason=self.reason,
+            visitors=self.served,
+            refused=refused,
+            up=up,
+            down=down,
+        )
         self._closed.set()

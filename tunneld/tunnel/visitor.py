@@ -58,6 +58,15 @@ class Visitor:
         reached: Peer = local_address(self.connection)
         return reached
 
+    def find_reached(self) -> Peer | None:
+        """The address that it connected to, where that can be found out."""
+        if self.reached is not None or isinstance(self.end, BufferedEnd):
+            return self.reached
+        try:
+            return self.ask_reached()
+        except OSError:  # it has left
+            return None
+
     @property
     def has_left(self) -> bool:
         """Whether it is known to have left; the end of a connection tells only when it is used."""

@@ -11,14 +11,15 @@ the tunnel's `EffectiveLimits`. Refusals are counted, published as events, and l
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 import trio
 
-from tunneld.engine.engine import Engine, Relay, RelayEnd
+from tunneld.engine.engine import Cause, Engine, Limiter, Relay, RelayEnd
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.policy.admission import Admission, AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -26,8 +27,19 @@ from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.tunnel.events import Events
 from tunneld.tunnel.server_side import ServerConnection
 from tunneld.tunnel.snapshot import RelaySnapshot, TunnelCounters
-from tunneld.tunnel.tenants import Tenant
+from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import RelayedVisitor, Visitor
+
+STOPPED = "the relay stopped"
+"""Why a visitor left, and a tunnel closed, where no other reason was given: everything is cancelled together."""
+
+CUT_BY_RESTART = "its connection could not be kept across the restart"
+"""Why a visitor left, and a one-shot tunnel closed."""
+
+log = structlog.get_logger("tunnel")
+
+MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
+"""On Linux, where host names are: more follows, so this may wait for it."""
 
 
 class VisitorEvents(Protocol):
@@ -45,21 +57,21 @@ class VisitorRelays:
 
     def __init__(
         self,
-        tunnel: str,
+        spec: TunnelSpec,
         limits: EffectiveLimits,
-        tenant: Tenant,
         engine: Engine,
         events: Events,
         refusals: RefusalLog,
         owner: VisitorEvents,
         counters: TunnelCounters,
     ) -> None:
-        """`tunnel` is the tunnel's id; `counters` come from the process that had the tunnel before."""
+        """`counters` come from the process that had the tunnel before."""
         self.relays: dict[Relay, RelayedVisitor] = {}
         self.served = counters.served  # visitors that got a server connection, since the tunnel was opened
-        self._tunnel = tunnel
+        self._spec = spec
+        self._tunnel = spec.id
         self._limits = limits
-        self._tenant = tenant
+        self._tenant = spec.tenant
         self._engine = engine
         self._events = events
         self._refusals = refusals
@@ -67,11 +79,8 @@ class VisitorRelays:
         self._admission = None if limits.rules.accept_all else Admission(limits.rules)
         self._ended_up, self._ended_down = counters.up, counters.down  # bytes of relays that have ended
         quota = limits.quota if counters.quota_left is None else counters.quota_left
-        bucket, throttle = tenant.bucket, None
-        if limits.bandwidth or limits.quota or bucket is not None:
-            throttle = engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
-        self._throttle = throttle
-        self._dropped = False
+        self._throttle: Limiter | None = self._new_throttle(quota)
+        self._dropped = ""  # why all of them were dropped
         self._kicked: dict[Relay, str] = {}  # why each was kicked, until it has ended
 
     def __len__(self) -> int:
@@ -123,8 +132,12 @@ class VisitorRelays:
         limits, end, peer = self._limits, visitor.end, visitor.peer
         server.set_originator(None if limits.hide_visitor else peer)
         if limits.proxy_header is not None:
+            header = limits.proxy_header(peer, visitor.reached or visitor.ask_reached())
             try:
-                server.send(limits.proxy_header(peer, visitor.reached or visitor.ask_reached()))
+                if visitor.host is not None and isinstance(far := server.end, socket.socket):
+                    far.send(header, MSG_MORE)  # one packet with what the visitor has sent: it has its name from that
+                else:
+                    server.send(header)
             except OSError:
                 server.close()
                 return False
@@ -138,11 +151,12 @@ class VisitorRelays:
             throttle=self._throttle,
             early=visitor.early,
         )
-        self.relays[relay] = RelayedVisitor(
-            peer, trio.current_time(), visitor.reached, visitor.host, visitor.credential
-        )
+        reached = visitor.reached if self._events.recorder is None else visitor.find_reached()
+        self.relays[relay] = RelayedVisitor(peer, trio.current_time(), reached, visitor.host, visitor.credential)
         if self._events.watched:
             self._events.publish("visitor", id=self._tunnel, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         return True
 
     def refused(self, visitor: Visitor, refusal: AdmissionRefusal) -> None:
@@ -171,18 +185,48 @@ class VisitorRelays:
         self._count_out(visitor.peer)
         self._ended_up += relay.up
         self._ended_down += relay.down
+        reason = self._dropped or self._kicked.pop(relay, "") or (STOPPED if end.cause is Cause.DROPPED else str(end))
+        if self._events.recorder is not None:
+            self._events.recorder(self._spec, visitor, relay.up, relay.down, reason)
         if self._dropped:  # together with the tunnel; its `closed` event is out already
             return
-        reason = self._kicked.pop(relay, "") or str(end)
         if self._events.watched:
             peer = format_peer(visitor.peer)
             self._events.publish("left", id=self._tunnel, up=relay.up, down=relay.down, reason=reason, **{"from": peer})
+        else:
+            self._events.unseen += 1
         self._owner.on_visitor_left("" if self._limits.persist else reason)
 
     def _on_quota_used_up(self) -> None:
         self._owner.expire(f"quota of {self._limits.quota} bytes is used up (quota)")
 
+    def _new_throttle(self, quota: int | None) -> Limiter | None:
+        """The throttle of all its relays; None where nothing limits them."""
+        limits, bucket = self._limits, self._tenant.bucket
+        if limits.bandwidth is None and limits.quota is None and bucket is None:
+            return None
+        return self._engine.limit(limits.bandwidth, quota, self._on_quota_used_up, bucket)
+
     # Several of them
+
+    def change(self, spec: TunnelSpec, waiting: Sequence[Peer], quota_left: int | None) -> None:
+        """Other limits hold from now on. Those about addresses and numbers do not end the connections of visitors that
+        are there, of which `waiting` have no server connection yet. Bandwidth and quota hold for these, too, where
+        there was one of both before.
+        """
+        self._spec, self._limits = spec, spec.limits
+        self._admission = None if spec.limits.rules.accept_all else Admission(spec.limits.rules)
+        self._count_in(waiting)
+        if self._throttle is None:
+            self._throttle = self._new_throttle(quota_left)
+        else:
+            self._throttle.change(spec.limits.bandwidth, quota_left)
+
+    def _count_in(self, waiting: Sequence[Peer]) -> None:
+        """Count all visitors that are there, which the admission has not seen."""
+        if self._admission is not None:
+            for peer in (*waiting, *[one.peer for one in self.relays.values()]):
+                self._admission.count_in(peer[0])
 
     def kick(self, chosen: Callable[[Peer], bool], reason: str) -> int:
         """Cut the connections of the visitors with a chosen address; returns how many. `reason` is for the event."""
@@ -192,9 +236,9 @@ class VisitorRelays:
             relay.drop()
         return len(relays)
 
-    def drop(self) -> None:
-        """Drop all relays, because the tunnel has closed."""
-        self._dropped = True
+    def drop(self, reason: str) -> None:
+        """Drop all relays, because the tunnel has closed for this reason."""
+        self._dropped = reason if reason == STOPPED else f"the tunnel closed: {reason}"
         for relay in list(self.relays):
             relay.drop()
 
@@ -210,6 +254,8 @@ class VisitorRelays:
             else:
                 self._ended_up += relay.up
                 self._ended_down += relay.down
+                if self._events.recorder is not None:
+                    self._events.recorder(self._spec, one, relay.up, relay.down, CUT_BY_RESTART)
         return exported, len(relays) - len(exported)
 
     def adopt(self, relays: Sequence[RelaySnapshot], waiting: Sequence[Peer]) -> None:
@@ -219,9 +265,7 @@ class VisitorRelays:
             relay = self._engine.import_relay(one.state, on_end=self._on_relay_end, throttle=self._throttle)
             self.relays[relay] = RelayedVisitor(one.peer, now - one.age, one.reached, one.host, one.credential)
         self._tenant.visitors += len(relays) + len(waiting)
-        if self._admission is not None:
-            for peer in (*waiting, *(one.peer for one in relays)):
-                self._admission.count_in(peer[0])
+        self._count_in(waiting)
 
 
 REFUSAL_LOG_RATE = Rate.parse("60/m")
@@ -238,7 +282,6 @@ class RefusalLog:
         self.visitors = Counter({RefusalKind(kind): count for kind, count in counted.items()})
         self._tunnel = tunnel
         self._events = events
-        self._log = structlog.get_logger("tunnel").bind(tunnel=tunnel)
         self._limiter = LogLimiter(REFUSAL_LOG_RATE)
 
     def visitor(self, peer: Peer, refusal: AdmissionRefusal) -> None:
@@ -253,5 +296,14 @@ class RefusalLog:
     def _report(self, side: str, peer: Peer, reason: str) -> None:
         if self._events.watched:
             self._events.publish("refused", id=self._tunnel, side=side, reason=reason, **{"from": format_peer(peer)})
+        else:
+            self._events.unseen += 1
         if (left_out := self._limiter.passes(trio.current_time())) is not None:
-            self._log.info("connection refused", side=side, peer=format_peer(peer), reason=reason, left_out=left_out)
+            log.info(
+                "connection refused",
+                tunnel=self._tunnel,
+                side=side,
+                peer=format_peer(peer),
+                reason=reason,
+                left_out=left_out,
+            )

@@ -23,6 +23,7 @@ import trio
 from tunneld.auth.authority import VisitorAuthority
 from tunneld.engine.engine import Engine, FailureCallback
 from tunneld.errors import reason_of
+from tunneld.net.endpoint import Peer
 from tunneld.net.sockets import taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -58,6 +59,11 @@ class WaitingVisitors:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        """The addresses of visitors that wait."""
+        return [visitor.peer for visitor in self._waiting]
 
     def start(
         self,

@@ -133,6 +133,14 @@ async def test_visitors_keep_their_age_and_the_address_they_reached(pair: Servic
     assert trio.current_time() - after.since >= 20
 
 
+async def test_changed_limits_are_kept(pair: ServicePair) -> None:
+    tunnel = await pair.open(persist="yes", name="web", share="yes", max_visitors="5")
+    await pair.service.change(tunnel.id, {"max_visitors": "3", "bandwidth": "1M"})
+    await pair.move()
+    assert (pair.tunnel.limits.max_visitors, pair.tunnel.limits.bandwidth) == (3, 1_000_000)
+    assert await pair.open(persist="yes", name="web", share="yes", max_visitors="5") is pair.tunnel  # as its agent does
+
+
 async def test_a_waiting_visitor_keeps_its_pairing_timeout(pair: ServicePair, mock_clock: MockClock) -> None:
     tunnel = await pair.open(persist="yes", pairing_timeout="30")
     one = await connect(tunnel.client_uri)

@@ -128,13 +128,22 @@ def test_only_protocol_ids_can_be_opened(protocol: int) -> None:
     assert mux.live == 0
 
 
-def test_only_our_own_atoms_can_be_used() -> None:
+def test_only_atoms_that_one_of_the_two_sides_interned_can_be_opened() -> None:
+    mux = Mux(initiator=True)
+    with pytest.raises(LocalProtocolError, match="atom 0x20000 was not interned by us"):
+        mux.open(0x20000)
+    receive(mux, frame(0, CONTROL, b"urn:theirs"))
+    assert mux.open(0x20000) == 2
+    assert mux.intern_atom(1, "urn:ours") == 0x20001
+    assert mux.open(0x20001) == 4
+
+
+def test_only_our_own_atoms_can_be_defined_as_endpoints() -> None:
     mux = Mux(initiator=True)
     receive(mux, frame(0, CONTROL, b"urn:theirs"))
     with pytest.raises(LocalProtocolError, match="atom 0x20000 was not interned by us"):
-        mux.open(0x20000)
+        mux.define_endpoint(0x20000)
     assert mux.intern_atom(0, "urn:ours") == 0x20000
-    assert mux.open(0x20000) == 2
     mux.define_endpoint(0x20000)
 
 

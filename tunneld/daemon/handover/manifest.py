@@ -114,6 +114,7 @@ class TunnelEntry(_Entry):
     requested_server_from: str = ""  # `server_from` as requested, before the limits of the credential
     uid: str = ""
     generation: int = 1
+    changed: tuple[str, ...] = ()
     draining: bool
     counters: TunnelCounters
     ingresses: Annotated[tuple[IngressEntry, ...], Field(min_length=1)]

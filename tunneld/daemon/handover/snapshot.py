@@ -133,6 +133,7 @@ class _Packing:
             requested_server_from=str(spec.asked_from or ""),
             uid=spec.uid,
             generation=spec.generation,
+            changed=tuple(sorted(spec.changed)),
             draining=snapshot.draining,
             counters=snapshot.counters,
             ingresses=tuple(
@@ -229,6 +230,7 @@ class _Unpacking:
             else None,
             uid=described.uid,
             generation=described.generation,
+            changed=frozenset(described.changed),
             names=tuple(one.address for one in ingresses if isinstance(one.address, HostName)),
             credential=described.credential,
         )

@@ -55,6 +55,7 @@ class HostIngress:
         self._log = structlog.get_logger("tunnel").bind(tunnel=spec.id, host=str(name))
         self._limiter = LogLimiter(FAILURE_LOG_RATE)
         self._arrivals: Arrivals | None = None
+        self._nursery: trio.Nursery | None = None
         self._paused = False
         self._held: list[Visitor] = []  # that came before `listen`
         self._streams: set[RequestStream] = set()  # open ones: each keeps a visitor's connection in memory
@@ -84,7 +85,7 @@ class HostIngress:
 
     def listen(self, _engine: Engine, arrivals: Arrivals, nursery: trio.Nursery, _failed: FailureCallback) -> None:
         """See `Ingress.listen`."""
-        self._arrivals, self._former = arrivals, None
+        self._arrivals, self._former, self._nursery = arrivals, None, nursery
         if self._guard is not None:
             self._guard.start(nursery)
         held, self._held = self._held, []
@@ -99,6 +100,16 @@ class HostIngress:
         """See `Ingress.leave_idle`. Requests under way are completed first."""
         for stream in list(self._streams):
             stream.retire()
+
+    def change(self, spec: TunnelSpec) -> None:
+        """See `Ingress.change`."""
+        rules = _guard_rules(spec, self._name)
+        if self._guard is not None:
+            self._guard.change_networks(rules.networks)
+        elif not rules.is_empty:
+            self._guard = SiteGuard(rules, self._names.guards)
+            if self._nursery is not None:
+                self._guard.start(self._nursery)
 
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`."""

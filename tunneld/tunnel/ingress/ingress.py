@@ -19,6 +19,7 @@ from tunneld.net.address import Address
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.admission import AdmissionRefusal
 from tunneld.tunnel.snapshot import IngressSnapshot
+from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
 
 
@@ -63,6 +64,9 @@ class Ingress(Protocol):
         """An agent accepts no more visitors: what comes next needs another server connection, also on a visitor's
         connection that is idle now.
         """
+
+    def change(self, spec: TunnelSpec) -> None:
+        """The limits of the tunnel have changed."""
 
     def export(self) -> IngressSnapshot:
         """Hand over what another process can continue, without closing it. The caller owns its sockets, and calls

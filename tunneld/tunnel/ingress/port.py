@@ -97,6 +97,9 @@ class PortIngress:
     def leave_idle(self) -> None:
         """See `Ingress.leave_idle`: nothing is known of requests here."""
 
+    def change(self, spec: TunnelSpec) -> None:
+        """See `Ingress.change`: the tunnel itself applies the limits."""
+
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`. A connection whose PROXY header is incomplete is closed."""
         self.pause()

@@ -76,6 +76,9 @@ class PrivateIngress:
     def leave_idle(self) -> None:
         """See `Ingress.leave_idle`: there is nothing idle."""
 
+    def change(self, spec: TunnelSpec) -> None:
+        """See `Ingress.change`: the tunnel itself applies the limits."""
+
     def export(self) -> IngressSnapshot:
         """See `Ingress.export`."""
         self.pause()

@@ -45,7 +45,6 @@ class Receiver(Sender):
 
     def __init__(self, *, initiator: bool) -> None:
         super().__init__(initiator=initiator)
-        self._peer_atoms: dict[int, str] = {}
         self._stray_syns = 0
         self.cost = 0  # of the last `receive`: fragments parsed and sessions touched
 

@@ -45,6 +45,7 @@ class Sender:
         self._sessions = self.table.sessions
         self._max_fragment = MAX_FRAGMENT  # bytes of payload; the peer's MSS lowers it
         self._atoms: set[int] = set()  # protocol ids that we interned
+        self._peer_atoms: dict[int, str] = {}  # what the peer interned, by protocol id
 
     @property
     def live(self) -> int:
@@ -74,11 +75,12 @@ class Sender:
         return self.table.get(session).allowance
 
     def open(self, protocol: int) -> int:
-        """SYN: open a session and return its id. Data may be sent at once, before the peer answers.
+        """SYN: open a session and return its id. Data may be sent at once, before the peer answers. `protocol` is a
+        port, or an atom of ours or of the peer's.
 
         Raises `NoFreeSessionError` if `can_open` is False.
         """
-        if not 0 <= protocol < FIRST_ATOM:  # a port needs no check
+        if not 0 <= protocol < FIRST_ATOM and protocol not in self._peer_atoms:  # a port needs no check
             self._check_protocol(protocol)
         session = self.table.open(protocol)
         self.outgoing += _pack(session.sid << 24 | SYN | protocol)
