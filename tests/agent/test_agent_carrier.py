@@ -162,7 +162,7 @@ async def test_a_bug_in_one_exposure_ends_that_one_alone(monkeypatch: pytest.Mon
             await visitor.send_all(b"hello")
             assert await read_exactly(visitor, 5) == b"hello"
 
-            def broken(_visitors: LocalVisitors, _visitor: object, server: socket.socket, _header: bytes) -> None:
+            def broken(_self: object, _visitor: object, server: socket.socket, _header: bytes, _local: object) -> None:
                 server.close()
                 raise KeyError("a bug")
 
