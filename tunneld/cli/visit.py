@@ -26,10 +26,11 @@ from tunneld.agent.visit import VisitedTunnel, open_session
 from tunneld.agent.visit_port import VisitPort
 from tunneld.agent.visit_sessions import VisitLimits, VisitSessions
 from tunneld.cli.access import access
-from tunneld.cli.board import Writer
 from tunneld.cli.common import complain, printable
-from tunneld.cli.expose import STDERR, STDOUT, prepare
+from tunneld.cli.expose import prepare
+from tunneld.cli.output import STDERR, STDOUT
 from tunneld.cli.reporters import JsonReporter, LineReporter, QuietReporter
+from tunneld.cli.writer import Writer
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.engine import Relay, RelayEnd
