@@ -23,7 +23,10 @@ HOT = {
         " pump relay scheduler socket_end socket_flow socket_to_end stream_end tapped throttle timers tls_end"
         " tls_over_end vanished"
     ),
-    "mux": "carrier channel channel_table connection heartbeat limits ping send_buffer turns webmux_channel window",
+    "mux": (
+        "carrier channel channel_table connection end_connection heartbeat limits ping send_buffer transport turns"
+        " webmux_channel window"
+    ),
     "egtp": "attachment carrier channel link output",
     "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side servers tunnel visitor visitors waiting",

@@ -114,7 +114,10 @@ _WHOLE = "(default: %(default)s)"
 _FLOAT = "(default: %(default)g)"
 
 KEYS: Mapping[str, Setting] = {
-    "target": Setting(Text(Target.parse, numbers=True), "the local server: PORT, HOST:PORT or unix:PATH"),
+    "target": Setting(
+        Text(Target.parse, numbers=True),
+        "the local server: PORT (or a range, 5000-5010), HOST:PORT or unix:PATH; for expose also a folder",
+    ),
     "scheme": Setting(Words(("tcp", "http", "https")), default="tcp"),
     **{key: _option(option) for key, option in OPTIONS.items() if option.group},
     "linger": Setting(

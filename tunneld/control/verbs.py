@@ -21,6 +21,7 @@ from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
 from tunneld.egtp.passing import PassingService
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
+from tunneld.net.address import Port, format_ports
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
 from tunneld.policy.admission import RefusalKind
@@ -100,7 +101,8 @@ async def open_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
         raise UsageError(f"unrecognized argument {flags[0]!r}; usage: openTunnel [backend [described]] [key=value ...]")
     options = TunnelOptions.parse(request.options)
     tunnel = await daemon.service.open_tunnel(backend, options, caller)
-    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id}] if flags else []
+    several = {"ports": ports} if (ports := _several_ports(tunnel)) is not None else {}
+    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id, **several}] if flags else []
     return Reply(text=str(tunnel.server_uri), items=items)
 
 
@@ -308,6 +310,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "ports": _several_ports(tunnel),
         "certificate": _certificate_problem(tunnel) or None,
         "host": ",".join(map(str, spec.names)) or None,
         "private": str(spec.private) if spec.private is not None else None,
@@ -336,6 +339,12 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "up": up,
         "down": down,
     }
+
+
+def _several_ports(tunnel: Tunnel) -> str | None:
+    """The public ports, as `format_ports` prints them, if there are several."""
+    ports = [address.number for address in tunnel.addresses if isinstance(address, Port)]
+    return format_ports(ports) if len(ports) > 1 else None
 
 
 def _by_kind(refusals: Mapping[RefusalKind, int]) -> str | None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config
+from tunneld import __version__, config, systemd
 from tunneld.acme.manager import CertificateManager
 from tunneld.acme.state import certificate_folder
 from tunneld.auth.authenticator import Authenticator
@@ -41,7 +41,7 @@ from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.config.wording import literal
-from tunneld.daemon import ending, log, privileges, systemd
+from tunneld.daemon import ending, log, privileges
 from tunneld.daemon.ending import DaemonEnding
 from tunneld.daemon.journals import Journals
 from tunneld.daemon.listeners import HAS_PUMP

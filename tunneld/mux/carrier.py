@@ -20,11 +20,11 @@ from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
 from tunneld.mux.channel_table import ChannelTable
-from tunneld.mux.connection import Connection
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_HEARTBEATS, CarrierLimits
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
+from tunneld.mux.transport import CarrierTransport
 from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
@@ -53,12 +53,12 @@ log = Logger("mux")
 
 
 class Carrier:
-    """One connection that carries channels; the pump's handler of its socket."""
+    """One connection that carries channels. Implements `CarrierInput`."""
 
     def __init__(
         self,
         pump: Pump,
-        connection: Connection,
+        connection: CarrierTransport,
         owner: CarrierEvents,
         *,
         initiator: bool,
@@ -74,7 +74,6 @@ class Carrier:
         self.over = False
         self.owner = owner
         self._connection = connection
-        self._fd = connection.connection.fileno()
         self._view = memoryview(pump.wide_buffer)
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
         self.max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
@@ -90,7 +89,7 @@ class Carrier:
         connection.keep_unsent_below(limits.max_unsent)
         connection.limit_retransmission(limits.max_rto, USER_TIMEOUT_HEARTBEATS * limits.heartbeat)
         self.mux.set_default_credit(limits.initial_window)
-        pump.attach(self._fd, self)
+        connection.attach(pump, self)
         self.heartbeat = Heartbeat(self, limits, pump.timers, connection.idle_seconds)
         self.schedule_flush()
 
@@ -177,7 +176,7 @@ class Carrier:
             self.schedule_flush()
             self._table.remove(channel)
 
-    # Called by the pump and by the heartbeat, see `HeartbeatTarget`
+    # Called by the pump, by the transport, and by the heartbeat, see `HeartbeatTarget`
 
     def on_event(self, events: int) -> None:
         """Handle events of the socket."""
@@ -187,6 +186,26 @@ class Carrier:
             self.send_buffer.unblock()
         if (events & READABLE or self._connection.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
+
+    def on_input(self, data: memoryview) -> int:
+        """See `CarrierInput.on_input`."""
+        if self.over:
+            return len(data)
+        if self._must_wait():
+            return 0
+        self.heartbeat.received = True
+        self._parse(data, self.turns.share.left)
+        if not self.over:
+            self._must_wait()
+        return len(data)
+
+    def on_writable(self) -> None:
+        """See `CarrierInput.on_writable`."""
+        self.send_buffer.unblock()
+
+    def on_lost(self, reason: str) -> None:
+        """See `CarrierInput.on_lost`."""
+        self._close(reason)
 
     def on_failure(self, error: Exception) -> None:
         """A callback raised, which is a bug: it closes this carrier and nothing else."""
@@ -213,6 +232,13 @@ class Carrier:
         self._close(reason)
 
     # Internal
+
+    def _must_wait(self) -> bool:
+        """Whether input has to wait for a later turn, which comes."""
+        if self.mux.has_unparsed or self.turns.share.left <= 0:
+            self.turns.read_later()
+            return True
+        return False
 
     def _read(self) -> None:
         """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
@@ -245,7 +271,7 @@ class Carrier:
                 return
             quantum -= count
             if quantum <= 0:
-                self.pump.rearm(self._fd)
+                connection.rearm()
                 return
 
     @property
@@ -334,7 +360,6 @@ class Carrier:
             return
         self.over = True
         self.heartbeat.stop()
-        self.pump.remove(self._fd, self)
         self.send_buffer.close()
         self._connection.close()
         self.turns.close()

@@ -34,6 +34,7 @@ class TunnelSpec:
     services: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
     ports: PortOrder = ANY_PORT  # that it may get
+    wanted_ports: tuple[int, ...] = ()  # public ones that it is to get; empty: any
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
     uid: str = ""  # globally unique
