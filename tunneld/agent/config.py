@@ -82,7 +82,9 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
     identity = _egtp_identity(values["identity"]) if values["backend"] == "egtp" else None
-    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
+    if values["poll"] and identity is None:
+        raise UsageError(f"{spell('poll')} is for the backend egtp; add {spell('backend')} egtp")
+    request = TunnelRequest(options, limits, keep_header, values["backend"], identity, values["poll"] or 0)
     return ExposureConfig(
         Target.parse(values["target"]),
         request,

@@ -4,6 +4,9 @@
     inspecting   the inspector listens; the link to its page                 url
     visitor      a visitor arrived, and the local server is dialled          visitor
     admitted     a visitor of a private tunnel has proved its key            visitor peer id
+    connected    `tunnel visit` has a session with the host of the tunnel    peer id
+    idle         it has ended that session, which nothing used              peer seconds
+    broken       something arrived in it that the other end has not sent     peer reason
     visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id
     left         that visitor's connection ended                             visitor up down reason
     failed       a visitor could not be served                               visitor reason repeated

@@ -32,7 +32,7 @@ from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_liste
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.session import AgentContext, TunnelSession, keep_resting
 from tunneld.agent.shutdown import AgentShutdown
 from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
@@ -195,6 +195,8 @@ class Exposure:
                 finally:
                     self._serving = False
             if self._shutdown.drain_timeout is not None:
+                if self._private is not None:
+                    self._private.retire()
                 await self._shutdown.drain(self.session)
         if self._bug:
             raise self._bug
@@ -242,6 +244,8 @@ class Exposure:
         session, self.session = self.session, None
         if session is not None:
             await self._shutdown.close(session)
+        if self._private is not None:
+            self._private.close()
 
     def retry_now(self) -> None:
         """End the delay before the next attempt."""
@@ -266,7 +270,7 @@ class Exposure:
                 if not self._withdrawn:
                     session.resume()
                 self._opened_at = trio.current_time()
-                await session.keep(client)
+                await (keep_resting(session, client, self._relay) if self._request.poll else session.keep(client))
             except TunneldError as error:
                 self._visitors.explain_cuts(str(error))
                 if self._is_expired(error):

@@ -21,6 +21,7 @@ from tunneld.agent.defaults import (
     LETS_ENCRYPT,
     LINGER,
     MAX_CHECKS,
+    MAX_POLL,
     MAX_POOL,
     MIN_POOL,
     PARKED_KEEPALIVE,
@@ -135,6 +136,12 @@ KEYS: Mapping[str, Setting] = {
         "one connection to the relay for all visitors (webmux), the same with messages between two keys (egtp), "
         "or one for each (tcp); default: webmux if the relay and this system support it",
         TUNNEL,
+    ),
+    "poll": Setting(
+        Number(1, MAX_POLL, partial(parse_count, maximum=MAX_POLL), whole=True),
+        "with egtp, hold no connection: connect this often, and while visitors send or receive",
+        TUNNEL,
+        takes="SECONDS",
     ),
     "secure": Setting(
         Words(("yes", "key", "no")),

@@ -39,6 +39,7 @@ class TunnelRequest:
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
     identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+    poll: int = 0  # with egtp: seconds between polls; 0: a connection is held
 
     @property
     def open_options(self) -> Mapping[str, Value]:

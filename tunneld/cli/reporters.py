@@ -23,7 +23,7 @@ from tunneld.net.endpoint import Endpoint
 from tunneld.policy.units import count, format_size
 
 Clock = Callable[[], str]
-FAILURES = frozenset({"failed", "trouble", "unhealthy", "uncertified", "reconnecting", "ended"})
+FAILURES = frozenset({"broken", "failed", "trouble", "unhealthy", "uncertified", "reconnecting", "ended"})
 """The events that begin with the time."""
 
 
@@ -75,7 +75,7 @@ class QuietReporter(LineReporter):
 
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the error."""
-        if event not in {"closed", "admitted"}:
+        if event not in {"closed", "admitted", "connected", "idle"}:
             super().report(event, **fields)
 
 
@@ -147,6 +147,9 @@ SENTENCES = {
     "visitor": "visitor {visitor}",
     "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
     "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
+    "connected": "connected to {peer} ({id}), end-to-end: yes",
+    "idle": "no connection for {seconds:g} s: the session with {peer} has ended",
+    "broken": "the session with {peer} was broken on its way: {reason}",
     "left": "left {visitor} up={up} down={down}: {reason}",
     "inspecting": "inspector: {url}",
     "resumed": "reconnected: tunnel {id} is still open",

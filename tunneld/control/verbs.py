@@ -19,6 +19,7 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
+from tunneld.egtp.passing import PassingService
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
@@ -63,6 +64,10 @@ class DaemonControl(Protocol):
 
     def status(self) -> Item:
         """The item of `status`."""
+
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; None on a system that has no such nodes."""
 
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""

@@ -57,6 +57,11 @@ class TunnelSpec:
         return None if claim is None else Private(claim.node, self.options.name)
 
     @property
+    def holder(self) -> str:
+        """The owner and the name, by which a tunnel that is opened again is the same one; empty without a name."""
+        return f"{self.credential or self.requester_host} {self.options.name}" if self.options.name else ""
+
+    @property
     def visitor_authority(self) -> VisitorAuthority:
         """Decides about its visitors, where the operator's authorization service is asked about them."""
         known = {"id": self.id, "name": self.options.name, "credential": self.credential, "backend": self.backend}
