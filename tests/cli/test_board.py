@@ -71,7 +71,7 @@ def screen(text: str, columns: int = 80) -> list[str]:
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The columns of the terminal, to be changed."""
     found = [80]
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((found[0], 25)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda **_fallback: os.terminal_size((found[0], 25)))
     return found
 
 

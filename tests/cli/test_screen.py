@@ -42,7 +42,7 @@ class Lines:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> tuple[Memory, Lines, Screen]:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 3)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda **_fallback: os.terminal_size((80, 3)))
     out, view = Memory(), Lines()
     return out, view, Screen(out, view, colours=False)
 
