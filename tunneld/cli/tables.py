@@ -92,6 +92,11 @@ def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
     return [column for column in SHORT if column.key not in empty]
 
 
+def advertised(records: Sequence[Record]) -> Sequence[Record]:
+    """The records of tunnels, with the address that a browser needs where that is known."""
+    return [{**record, "client": record["url"]} if "url" in record else record for record in records]
+
+
 def visitor_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
     """The columns for visitors, for people: without columns that tell nothing."""
     present = {key for record in records for key in record}
