@@ -6,6 +6,7 @@ Their names, arguments and options are in commands.py.
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -80,7 +81,11 @@ async def list_tunnels(client: Client, options: argparse.Namespace, shape: Form)
         records = advertised(records)
     if shape is not Form.PEOPLE or options.keys:
         return table(records, TUNNELS, shape)
-    return table(records, short_columns(records), shape) if records else "no open tunnels\n"
+    return (
+        table(records, short_columns(records, shutil.get_terminal_size().columns), shape)
+        if records
+        else "no open tunnels\n"
+    )
 
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:
