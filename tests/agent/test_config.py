@@ -171,6 +171,7 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
         "visitor_rate": "3/m",
         "bandwidth": "2M",
         "quota": "50G",
+        "scheme": "https",
     }
     assert config == ExposureConfig(
         Target(path="/run/x"),

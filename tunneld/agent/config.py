@@ -80,6 +80,8 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     private = _private(values, options, spell)
     if (count := Target.parse(values["target"]).count) > 1:
         options["port_count"] = _port_count(count, values, spell)
+    if values["scheme"] in {"http", "https"} and private is None:
+        options["scheme"] = values["scheme"]
     ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here

@@ -28,7 +28,7 @@ from tunneld.cli.meter import Meters
 from tunneld.cli.output import STDOUT, is_live_terminal
 from tunneld.cli.screen import Screen
 from tunneld.cli.styled import has_colours
-from tunneld.cli.tables import Form, Record, TableColumn, table
+from tunneld.cli.tables import Form, Record, TableColumn, advertised, table
 from tunneld.cli.top_rows import TUNNELS, VISITORS, TopColumn, ordered, with_rates
 from tunneld.cli.top_view import TopView
 from tunneld.cli.writer import Writer
@@ -73,7 +73,7 @@ def _column(columns: Sequence[TopColumn], key: str) -> TopColumn:
 
 async def _records(client: Client, ref: str | None) -> Sequence[Record]:
     """What the relay knows of all tunnels, or of the visitors of one. Raises as any call."""
-    return (await client.call("show", ref)).items[1:] if ref else (await client.call("list")).items
+    return (await client.call("show", ref)).items[1:] if ref else advertised((await client.call("list")).items)
 
 
 class _Top:

@@ -310,6 +310,7 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "url": _url(tunnel),
         "ports": _several_ports(tunnel),
         "certificate": _certificate_problem(tunnel) or None,
         "host": ",".join(map(str, spec.names)) or None,
@@ -339,6 +340,13 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "up": up,
         "down": down,
     }
+
+
+def _url(tunnel: Tunnel) -> str | None:
+    """The public address as a browser needs it, where its agent has said what visitors speak there."""
+    scheme, client = tunnel.spec.options.scheme, tunnel.client_uri
+    is_one = scheme is not None and client.scheme == "tcp" and _several_ports(tunnel) is None
+    return f"{scheme}://{client.authority}/" if is_one else None
 
 
 def _several_ports(tunnel: Tunnel) -> str | None:

@@ -79,6 +79,7 @@ class TunnelOptions:
     bandwidth: int | None = None  # bytes per second
     quota: int | None = None  # bytes
     hide_visitor: bool = False
+    scheme: Literal["http", "https"] | None = None  # what clients speak at its port, for the address that is shown
     node: str = ""  # the id of the EGTP node that serves the tunnel
     share: bool = False
     replace: bool = True
@@ -280,6 +281,14 @@ def _tls(text: str) -> Tls:
             raise ValueError("not terminate or pass")
 
 
+def _scheme(text: str) -> Literal["http", "https"]:
+    match text.lower():
+        case "http" | "https" as value:
+            return value
+        case _:
+            raise ValueError("not http or https")
+
+
 def _proxy_protocol(text: str) -> str:
     if text.lower() not in {"v1", "v2"}:
         raise ValueError("not v1 or v2")
@@ -365,6 +374,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when so many bytes have been relayed", VISITORS),
     "hide_visitor": Option(parse_boolean, "yes|no", "hide the address of visitors from the ssh client"),
+    "scheme": Option(_scheme, "http|https", "what visitors speak at its port: list then shows a URL for browsers"),
     "node": Option(parse_node, "ID", "with egtp: the node, by the id of its key, that serves the tunnel"),
     "share": Option(parse_boolean, "yes|no", "serve the tunnel of this name together with other agents", TUNNEL),
     "replace": Option(parse_boolean, "yes|no", "no: fail while another agent serves the open tunnel of this name"),
