@@ -52,6 +52,8 @@ man:
 	! mandoc -T lint -W style $(PAGES) 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'
 
 docs: $(STAMP)
+	@$(BIN)/python -c 'import pdoc' 2>/dev/null || { echo 'installing pdoc into $(VENV) ...'; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'; }
 	$(BIN)/python -m pdoc --no-show-source --output-directory build/docs tunneld '!tunneld.'
 	@echo 'build/docs/tunneld.html'
 

@@ -1,4 +1,4 @@
-"""tunneld: a self-hosted tunnel service on Trio.
+"""tunneld: a self-hosted tunnel service on Trio. This is its library for Trio programs.
 
     async with tunneld.connect("relay.example.org:7010") as client:
         server_uri = await client.open_tunnel()
@@ -7,8 +7,12 @@
         async with tunneld.open_listener(client) as listener:
             await trio.serve_listeners(handler, [listener])
 
-The names in `__all__` are the whole public interface. They are imported on first use (PEP 562), because the daemon and
-the commands import this package, too, and their `--help` must not wait for Trio.
+`Client.open_tunnel` is for a hidden server that connects by itself; `open_listener` makes this program the server.
+`visit` connects to a private tunnel. All exceptions of tunneld are of the class `TunneldError`. The names in `__all__`
+are the whole public interface.
+
+A program on asyncio calls `openTunnel` and `getTunnelAddress` over XML-RPC, in a thread (`asyncio.to_thread`), starts
+`tunnel expose` (`asyncio.create_subprocess_exec`), or runs Trio inside its loop (`trio.lowlevel.start_guest_run`).
 """
 
 from __future__ import annotations
@@ -55,6 +59,8 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+# Imported on first use (PEP 562): the daemon and the commands import this package, too, and their `--help` must not
+# wait for Trio.
 _MODULES = {
     "Client": "client",
     "ConfigError": "errors",

@@ -29,6 +29,10 @@ def texts() -> Iterator[tuple[str, str]]:
                     yield f"{name}.{attribute}", inspect.getdoc(member) or ""
 
 
+def test_every_name_is_described() -> None:
+    assert [name for name, text in texts() if not text and name != "__version__"] == []
+
+
 def test_every_exception_that_is_named_can_be_imported() -> None:
     named = {error for _, text in texts() for error in re.findall(r"`(\w+Error)`", text)}
     assert len(named) > 4

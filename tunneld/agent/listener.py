@@ -58,10 +58,10 @@ async def open_listener(
         request = TunnelRequest(options, PoolLimits(pool, max_pool), backend="tcp")
         context = AgentContext(engine, nursery, RelayAccess(str(client.relay), client.tls), _NoReporter())
         session = await TunnelSession.start(
-            client, context, request, on_visitor=listener.take, on_failure=listener.fail
+            client, context, request, on_visitor=listener._take, on_failure=listener._fail
         )
-        listener.attach(session)
-        nursery.start_soon(listener.keep, client)
+        listener._attach(session)
+        nursery.start_soon(listener._keep, client)
         try:
             yield listener
         finally:
@@ -141,12 +141,12 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
 
     # Called by `open_listener`, the pool and the session
 
-    def attach(self, session: TunnelSession) -> None:
+    def _attach(self, session: TunnelSession) -> None:
         """Start to take visitors of this tunnel. Called once, by `open_listener`."""
         self._session = session
         session.resume()
 
-    def take(self, visitor: VisitorConnection, header: bytes) -> None:
+    def _take(self, visitor: VisitorConnection, header: bytes) -> None:
         """Queue a visitor that arrived with this PROXY header."""
         if isinstance(self._error, trio.ClosedResourceError):
             visitor.close("the listener was closed")
@@ -156,11 +156,11 @@ class TunnelListener(trio.abc.Listener[VisitorStream]):
         if len(self._queue) >= self._backlog:
             self._session.source.pause()
 
-    def fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         """Called after a bug in a callback: `accept` raises that error."""
         self._end(error)
 
-    async def keep(self, client: Client) -> None:
+    async def _keep(self, client: Client) -> None:
         """Keep the tunnel until it is lost; `accept` raises the reason."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wake_when_lost, client)

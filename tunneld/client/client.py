@@ -99,6 +99,9 @@ class Client:
     relay, `latency` the seconds that its last answer took; `relay_host` and `local_host` are the addresses of the
     connection's two ends. `features` are the keys of the greeting, see tunneld-control(7).
 
+    Records have the keys that tunneld-control(7) lists. Counts, bytes, ports and seconds are `int`, yes and no are
+    `bool`, and everything else is `str`.
+
     Every call raises `RefusedError`, with the relay's code, if the relay refuses; `RelayUnreachableError` if the
     connection is lost or the answer does not come in time; `UsageError` for arguments that a request cannot carry.
     """
@@ -140,8 +143,8 @@ class Client:
         self._exchange.timeout = seconds
 
     async def call(self, verb: str, *args: str, **options: Value) -> Answer:
-        """Call any verb of tunneld-control(7). Options with the value None are not sent. The values in the answer's
-        items are text, as they come.
+        """Call any verb of tunneld-control(7). Options with the value None are not sent. The answer has a `text`,
+        and `items`, the values of which are text, as they come.
 
         `answer = await client.call("shutdown", "drain")`
         """
