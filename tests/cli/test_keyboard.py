@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import pytest
 import trio
@@ -85,7 +86,7 @@ async def test_ctrl_z_gives_the_terminal_back_until_the_process_continues(termin
     file = tmp_path / "pressed.py"
     file.write_text(PRESSED)
     async with on_terminal(terminal, bash, "--norc", "--noprofile", "--noediting", "-i"):
-        terminal.type(f"{sys.executable} {file}\n")
+        terminal.type(f"{quote(sys.executable)} {quote(str(file))}\n")
         await terminal.wait_for("runs")
         terminal.type("q")
         await terminal.wait_for("pressed q")

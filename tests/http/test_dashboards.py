@@ -68,7 +68,8 @@ async def test_every_metric_and_label_exists(tmp_path: Path) -> None:
         labels = set(re.findall(r"[{,(]\s*([a-z_]+)\s*(?:=~|!=|=)", query))
         labels |= {word for words in re.findall(r"(?:by|ignoring) \(([^)]*)\)", query) for word in words.split(", ")}
         assert labels <= OF_PROMETHEUS.union(*(known[name] for name in names)), query
-    assert known.keys() - asked <= {
+    not_asked = {name for name in known.keys() - asked if not name.startswith("tunneld_mail_")}  # of few relays
+    assert not_asked <= {
         "tunneld_ready", "tunneld_reservations", "tunneld_tunnels_opened_total",
         "tunneld_event_loop_delay_seconds_count", "tunneld_event_loop_delay_seconds_sum",
     }  # fmt: skip
