@@ -23,14 +23,17 @@ HOT = {
         " pump relay scheduler socket_end socket_flow socket_to_end stream_end tapped throttle timers tls_end"
         " tls_over_end vanished"
     ),
-    "mux": "carrier channel connection heartbeat limits ping send_buffer turns webmux_channel window",
-    "egtp": "carrier channel link output",
+    "mux": (
+        "carrier channel channel_table connection end_connection heartbeat limits ping send_buffer transport turns"
+        " webmux_channel window"
+    ),
+    "egtp": "attachment carrier channel link output",
     "sites": "body connection deadline end_owner endings fields heads input stream",
     "tunnel": "keys server_side servers tunnel visitor visitors waiting",
     "tunnel/ingress": "host ingress port proxy_header",
     "backends": "egtp keyed mux_side parked queue tcp webmux webmux_shared",
     "backends/ssh": "forwarded side",
-    "agent": "agent_carrier associations end_visitor local source visitors",
+    "agent": "agent_carrier association end_visitor local source visitors",
 }
 """Compiled modules by package: those with a cost per byte or per visitor. Code that mostly awaits gains nothing, but a
 subclass of a compiled class must be compiled, too.

@@ -107,7 +107,7 @@ def ours(backend: str, *, tls: bool = False, python: str = sys.executable) -> Ca
     return build
 
 
-def ours_private(*, python: str = sys.executable) -> Callable[[Crew, Address], Reach]:
+def ours_private(backend: str, *, python: str = sys.executable) -> Callable[[Crew, Address], Reach]:
     """The same with TLS, and a private tunnel: a third process of ours, `tunnel visit`, is beside the client."""
 
     def build(crew: Crew, server: Address) -> Reach:
@@ -117,6 +117,7 @@ def ours_private(*, python: str = sys.executable) -> Callable[[Crew, Address], R
         visitor.save(crew.folder / "visitor.pem")
         keys = [f"{crew.folder}/{name}.pem" for name in ("host", "visitor")]
         private = ["--private", "--name", "bench", "--admit", str(visitor.id), "--identity", keys[0]]
+        private += ["--backend", backend]
         command = ["expose", f"{server[0]}:{server[1]}", *relay, *private, "--quiet"]
         agent = crew.start("tunnel", [python, "-P", "-c", TUNNEL, *command])
         agent.line(lambda line: line if line.startswith("private://") else None)
@@ -265,8 +266,9 @@ TOPOLOGIES = (
     Topology("webmux-compiled", "compiled webmux", (COMPILED,), ours("webmux", python=COMPILED)),
     Topology("webmuxs-compiled", "compiled webmux+TLS", (COMPILED,), ours("webmux", tls=True, python=COMPILED)),
     Topology("egtp-compiled", "compiled egtp", (COMPILED,), ours("egtp", python=COMPILED)),
-    Topology("private", "private tunnel", (), ours_private(), idle=False),
-    Topology("private-compiled", "compiled private", (COMPILED,), ours_private(python=COMPILED), idle=False),
+    Topology("private", "private tunnel", (), ours_private("webmux"), idle=False),
+    Topology("private-tcp", "private, tcp", (), ours_private("tcp"), idle=False),
+    Topology("private-compiled", "compiled private", (COMPILED,), ours_private("webmux", python=COMPILED), idle=False),
     Topology("ssh-jump", "ssh -J", ("ssh", "sshd", "ssh-keygen"), ssh_jump, idle=False),
     Topology("haproxy", "haproxy ×2", ("haproxy",), chain(haproxy)),
     Topology("nginx", "nginx stream ×2", ("nginx",), chain(nginx)),

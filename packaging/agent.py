@@ -15,8 +15,8 @@ import zipapp
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "tunneld"
-PURE = ("trio", "attrs", "idna", "outcome", "sniffio", "sortedcontainers", "h11")
-"""Packages of the index that the agent imports, each in pure Python."""
+PURE = ("trio", "attrs", "idna", "outcome", "sniffio", "sortedcontainers", "h11", "segno")
+"""Packages of the index that the agent imports, each in pure Python; h11 for --inspect, segno for QR codes."""
 RELAY_ONLY = ("acme", "auth", "backends", "control", "daemon", "directory", "http", "sites", "tunnel")
 """Our packages that the agent does not import; tests/house/test_imports.py holds it to that."""
 EARLIEST = 315532800

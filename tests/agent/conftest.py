@@ -16,7 +16,7 @@ def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki.issue(tmp_path_factory.mktemp("pki"))
 
 
-@pytest.fixture(params=["tcp", "tcp in TLS", "webmux"])
+@pytest.fixture(params=["tcp", "tcp in TLS", "webmux", "egtp"])
 def each_backend(request: pytest.FixtureRequest, relay_papers: Pki) -> Iterator[str]:
     """Runs the test once per backend: its relays have it, and its agents use it."""
     name, _, secure = request.param.partition(" ")

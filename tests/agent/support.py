@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import trio
@@ -33,6 +33,7 @@ from tunneld.config.schema import ControlSettings, Settings, TunnelSettings
 from tunneld.control.commands import executor
 from tunneld.control.server import serve_lines
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.passing import PassingService
 from tunneld.engine import new_engine
 from tunneld.engine.pump import Pump
 from tunneld.mux.carrier import Carrier
@@ -43,7 +44,7 @@ from tunneld.tls.identity import Identity
 from tunneld.tls.store import CertificateStore
 from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.tunnel import Tunnel
-from tunneld.wire.lines import Item
+from tunneld.wire.lines import Item, Value
 
 PATIENCE = 20.0
 """Seconds of real time after which a waiting test has failed."""
@@ -53,6 +54,13 @@ BACKEND: ContextVar[str] = ContextVar("BACKEND", default="tcp")
 
 SECURE: ContextVar[Pki | None] = ContextVar("SECURE", default=None)
 """The certificate of relays that a test starts without one of their own; with it, agents use TLS."""
+
+NEEDED: Mapping[str, Mapping[str, Value]] = {
+    "tcp": {},
+    "webmux": {},
+    "egtp": {"node": str(Identity.from_seed(b"\x01" * 32).id)},
+}
+"""Options of openTunnel without which a relay opens no tunnel, by backend."""
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -114,6 +122,10 @@ class RelayHere:
 
     def status(self) -> Item:
         return {"tunnels": len(list(self.service.tunnels()))}
+
+    @property
+    def mail(self) -> PassingService | None:
+        return None
 
     def penalties(self) -> Sequence[Item]:
         return []
@@ -244,13 +256,20 @@ async def agent(
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
-        config = ExposureConfig(target, request or TunnelRequest(), check, scheme, linger=PATIENCE)
+        config = ExposureConfig(target, with_backend(request or TunnelRequest()), check, scheme, linger=PATIENCE)
         monitor = NetworkMonitor()
         connection = RelayConnection(relay, monitor)
         nursery.start_soon(connection.run)
         async with open_exposure(config, connection, reporter, engine, monitor) as exposure:
             yield exposure
         nursery.cancel_scope.cancel()
+
+
+def with_backend(request: TunnelRequest) -> TunnelRequest:
+    """The same request; over egtp, which an agent must be told to use, if the relays of the test have it."""
+    if BACKEND.get() != "egtp" or request.backend is not None:
+        return request
+    return replace(request, backend="egtp", identity=Identity.create())
 
 
 @asynccontextmanager

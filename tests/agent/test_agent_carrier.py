@@ -37,7 +37,7 @@ async def until_served(here: RecordedExposures, *names: str) -> None:
     """Wait until the relay sends the visitors of these exposures."""
     for name in names:
         await here.reporter(name).wait_for("opened")
-        while not here.stats[name]().parked:
+        while not here.activities[name]().stats.parked:
             await trio.lowlevel.checkpoint()
 
 
@@ -60,7 +60,7 @@ async def test_all_exposures_of_a_process_have_one_connection_beside_the_control
             assert len(all_carriers(relay)) == 1
             for name in names:
                 assert await ask(address(here.reporter(name)), name.encode()) == name.encode()
-                assert here.stats[name]().served == 1, "each visitor went to its own exposure"
+                assert here.activities[name]().stats.served == 1, "each visitor went to its own exposure"
 
 
 async def test_more_tunnels_than_a_carrier_takes_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ async def test_a_bug_in_one_exposure_ends_that_one_alone(monkeypatch: pytest.Mon
             await visitor.send_all(b"hello")
             assert await read_exactly(visitor, 5) == b"hello"
 
-            def broken(_visitors: LocalVisitors, _visitor: object, server: socket.socket, _header: bytes) -> None:
+            def broken(_self: object, _visitor: object, server: socket.socket, _header: bytes, _local: object) -> None:
                 server.close()
                 raise KeyError("a bug")
 
@@ -190,7 +190,9 @@ async def test_two_exposures_of_one_shared_tunnel_are_two_hidden_servers_to_the_
             for visitor in visitors:
                 await visitor.send_all(b"hello")
                 assert await read_exactly(visitor, 5) == b"hello"
-            assert [here.stats[name]().served for name in "ab"] == [3, 3], "a visitor goes to the one with the fewest"
+            assert [here.activities[name]().stats.served for name in "ab"] == [3, 3], (
+                "a visitor goes to the one with the fewest"
+            )
             here.exposures.apply({"a": both["a"]})
             await here.reporter("b").wait_for("draining")
             for visitor in visitors:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.agent.support import (
     PATIENCE,
@@ -25,7 +26,10 @@ from tunneld.agent.associations import Associations
 from tunneld.agent.expose import Exposure
 from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide
+from tunneld.egtp.handshake import NodeConnection
+from tunneld.errors import RelayUnreachableError
 from tunneld.tls.identity import Identity
+from tunneld.tunnel.tunnel import Phase
 
 REQUEST = TunnelRequest({"name": "the-one"}, backend="egtp", identity=Identity.from_seed(b"\x01" * 32))
 
@@ -37,10 +41,10 @@ def _egtp() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
+async def serving(patience: float = PATIENCE) -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
     """An exposure of an echo server."""
     reporter = RecordingReporter()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(patience):
         async with (
             local_server(echo) as target,
             relay_here() as relay,
@@ -125,8 +129,8 @@ async def test_a_retired_association_gets_another_link_for_its_visitors() -> Non
         source.withdraw()
         await source.wait_withdrawn()
         (carrier,) = side_of(relay).associations.values()
-        assert carrier.output.link is not None
-        carrier.output.link._end("cut by the test")
+        assert carrier.attachment.output.link is not None
+        carrier.attachment.output.link._end("cut by the test")
         await visitor.send_all(b"after")
         assert await read_exactly(visitor, 5) == b"after"
         await visitor.aclose()
@@ -139,11 +143,80 @@ async def test_a_change_of_address_replaces_the_link(monkeypatch: pytest.MonkeyP
         await visitor.send_all(b"before")
         assert await read_exactly(visitor, 6) == b"before"
         (carrier,) = side_of(relay).associations.values()
-        former = carrier.output.link
-        monkeypatch.setattr("tunneld.agent.associations.is_local_address", lambda _address: False)
+        former = carrier.attachment.output.link
+        monkeypatch.setattr("tunneld.agent.association.is_local_address", lambda _address: False)
         source_of(exposure).probe()
-        await until(lambda: carrier.output.link not in {former, None})
+        await until(lambda: carrier.attachment.output.link not in {former, None})
         await visitor.send_all(b"after")
         assert await read_exactly(visitor, 5) == b"after"
         await visitor.aclose()
         assert reporter.all("trouble") == []
+
+
+async def test_a_tunnel_that_drains_still_gets_another_link_for_its_visitors() -> None:
+    async with serving() as (relay, reporter, exposure):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        (carrier,), former = side_of(relay).associations.values(), relay.tunnel
+        exposure.drain("the test", PATIENCE)
+        await until(lambda: former.phase is Phase.DRAINING)
+        assert carrier.attachment.output.link is not None
+        carrier.attachment.output.link._end("cut by the test")
+        await visitor.send_all(b"after")
+        assert await read_exactly(visitor, 5) == b"after"
+        await visitor.aclose()
+        await until(lambda: former.phase is Phase.CLOSED)
+        assert isinstance(former.server_side, EgtpServerSide)
+        assert former.server_side._registry.find_all(former.server_side.key) == []
+
+
+def unreachable_for(seconds: float, monkeypatch: pytest.MonkeyPatch, relay: RelayHere) -> None:
+    """Have the relay be out of the agent's reach, now and for that long: links are cut, and dialling fails."""
+    until_then, connect_to = trio.current_time() + seconds, Associations._connect
+
+    async def dial(self: Associations) -> NodeConnection:
+        if trio.current_time() < until_then:
+            raise RelayUnreachableError("no route to host")
+        return await connect_to(self)
+
+    monkeypatch.setattr(Associations, "_connect", dial)
+    (carrier,) = side_of(relay).associations.values()
+    assert carrier.attachment.output.link is not None
+    carrier.attachment.output.link._end("cut by the test")
+
+
+@pytest.mark.interpreted
+async def test_visitors_survive_a_relay_that_is_out_of_reach_for_a_while(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as (relay, reporter, _):
+        visitor = await connect(address(reporter))
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        unreachable_for(12, monkeypatch, relay)
+        began = trio.current_time()
+        await visitor.send_all(b"after")
+        assert await read_exactly(visitor, 5) == b"after"
+        assert 12 <= trio.current_time() - began < 15
+        await visitor.aclose()
+
+
+@pytest.mark.interpreted
+async def test_after_a_minute_visitors_are_cut_and_the_next_are_served_at_the_same_address(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(4 * PATIENCE) as (relay, reporter, _):
+        visitor, server = await connect(address(reporter)), relay.tunnel.server_uri
+        await visitor.send_all(b"before")
+        assert await read_exactly(visitor, 6) == b"before"
+        unreachable_for(60, monkeypatch, relay)
+        began = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError):
+            await visitor.receive_some()
+        assert 15 <= trio.current_time() - began < 16  # egtp.resume_timeout
+        with trio.move_on_at(began + 45):
+            await trio.sleep_forever()
+        assert await ask(address(reporter), b"new") == b"new"  # it has waited for the agent
+        assert relay.tunnel.server_uri == server
+        assert len(side_of(relay).associations) == 1

@@ -171,6 +171,7 @@ def test_every_key_reaches_the_configuration(tmp_path: Path) -> None:
         "visitor_rate": "3/m",
         "bandwidth": "2M",
         "quota": "50G",
+        "scheme": "https",
     }
     assert config == ExposureConfig(
         Target(path="/run/x"),
@@ -319,3 +320,16 @@ def test_with_egtp_each_exposure_has_a_key_or_that_of_a_file(tmp_path: Path) -> 
     named = read(tmp_path, f'{own}identity = "{tmp_path}/key.pem"\n')["a"].request
     assert named.identity == kept
     assert read(tmp_path, "[expose.a]\ntarget = 1\n")["a"].request.identity is None
+
+
+def test_only_egtp_polls_and_in_whole_seconds(tmp_path: Path) -> None:
+    own = "[expose.a]\ntarget = 1\n"
+    assert read(tmp_path, f'{own}backend = "egtp"\npoll = 30\n')["a"].request.poll == 30
+    for words, reason in (
+        ("poll = 30", "poll is for the backend egtp; add backend egtp"),
+        ('backend = "egtp"\npoll = 0', "0 is not between 1 and 3600"),
+        ('backend = "egtp"\npoll = 3601', "3601 is not between 1 and 3600"),
+        ('backend = "egtp"\npoll = 1.5', "1.5 is not an integer"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            read(tmp_path, own + words)

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.agent.support import (
+    NEEDED,
     PATIENCE,
     RecordingReporter,
     access_to,
@@ -25,6 +26,7 @@ from tests.agent.test_expose_secret import with_secret
 from tests.control.test_daemon_auth import running
 from tests.support.credentials import SECRET
 from tests.support.peers import connect, read_exactly, reset
+from tests.support.programs import EGTP
 from tunneld.agent import backoff, session
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.pool import PoolLimits
@@ -258,10 +260,10 @@ async def test_a_quota_counts_for_all_tunnels_of_a_name_until_the_reservation_is
                                 await tunnel.wait_closed()
             assert tunnel.reason == "quota of 10000 bytes is used up (quota)", "6000 were used before"
             with pytest.raises(RefusedError, match=r"'web' is used up until .* \(quota\)$") as refused:
-                await client.open_tunnel(each_backend, **options)
+                await client.open_tunnel(each_backend, **NEEDED[each_backend], **options)
             assert refused.value.reply_code == "expired"
             await client.call("release", "web")
-            assert await client.open_tunnel(each_backend, **options)
+            assert await client.open_tunnel(each_backend, **NEEDED[each_backend], **options)
 
 
 async def test_an_agent_whose_tunnel_may_live_no_longer_ends_with_that_reason(
@@ -269,7 +271,7 @@ async def test_an_agent_whose_tunnel_may_live_no_longer_ends_with_that_reason(
 ) -> None:
     """The ttl that the credential permits, which the agent did not ask for and does not know."""
     config, reporter = tmp_path / "tunnel.toml", RecordingReporter()
-    config.write_text(with_secret(SECRET).replace('name = "alice"', 'name = "alice"\nmax_ttl = 0.2'))
+    config.write_text(with_secret(SECRET).replace('name = "alice"', 'name = "alice"\nmax_ttl = 0.2') + EGTP)
     why = r"^tunnel t1 has ended: lifetime of 0\.2 s is over \(ttl\)$"
     async with running(config) as relay:
         alice = RelayAccess(relay.control, credential=("alice", SECRET))
@@ -350,11 +352,11 @@ async def test_a_tunnel_opened_again_with_the_same_name_keeps_its_address(each_b
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             options: dict[str, Value] = {"persist": True, "name": "web", "secure": relay.pki is not None}
-            first = await client.open_tunnel(each_backend, **options)
-            other = await client.open_tunnel(each_backend, **{**options, "name": "another"})
+            first = await client.open_tunnel(each_backend, **NEEDED[each_backend], **options)
+            other = await client.open_tunnel(each_backend, **NEEDED[each_backend], **{**options, "name": "another"})
             former, _ = relay.service.tunnels()
             address = await client.get_tunnel_address(first)
-            again = await client.open_tunnel(each_backend, **options)
+            again = await client.open_tunnel(each_backend, **NEEDED[each_backend], **options)
             assert former.reason == "replaced by a new tunnel of the same name and owner"
             assert again == first
             assert await client.get_tunnel_address(again) == address

@@ -9,7 +9,17 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.agent.support import PATIENCE, Handler, RecordingReporter, RelayHere, agent, echo, local_server, relay_here
+from tests.agent.support import (
+    NEEDED,
+    PATIENCE,
+    Handler,
+    RecordingReporter,
+    RelayHere,
+    agent,
+    echo,
+    local_server,
+    relay_here,
+)
 from tests.agent.test_expose import address
 from tests.support.peers import connect, is_dropped, is_refused, read_all, read_exactly
 from tunneld.agent import backoff
@@ -21,7 +31,7 @@ from tunneld.net.endpoint import Target
 from tunneld.wire.lines import Value
 
 pytestmark = pytest.mark.usefixtures("each_backend")
-PARKED_PER_AGENT = {"tcp": 8, "webmux": 126}
+PARKED_PER_AGENT = {"tcp": 8, "webmux": 126, "egtp": 10_000}
 """What one agent adds to `Tunnel.parked`: parked connections, or places on its carrier."""
 SHARED: Mapping[str, Value] = {"name": "web", "share": True}
 
@@ -260,16 +270,16 @@ async def test_agents_whose_options_contradict_are_refused(
     options = {**SHARED, "persist": True}
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
-            uri = await client.open_tunnel(each_backend, **options, **mine)
+            uri = await client.open_tunnel(each_backend, **NEEDED[each_backend], **options, **mine)
             with pytest.raises(RefusedError, match=f"shared tunnel 'web' is .*{reason}") as caught:
-                await client.open_tunnel(each_backend, **options, **theirs)
+                await client.open_tunnel(each_backend, **NEEDED[each_backend], **options, **theirs)
             assert caught.value.reply_code == "usage"
-            assert await client.open_tunnel(each_backend, **options) == uri
-            assert await client.open_tunnel(each_backend, **options, **mine) == uri
+            assert await client.open_tunnel(each_backend, **NEEDED[each_backend], **options) == uri
+            assert await client.open_tunnel(each_backend, **NEEDED[each_backend], **options, **mine) == uri
             port = relay.tunnel.client_uri.port
-            assert await client.open_tunnel(each_backend, **options, client_port=port) == uri
+            assert await client.open_tunnel(each_backend, **NEEDED[each_backend], **options, client_port=port) == uri
             with pytest.raises(RefusedError, match=f"open with client_port={port}, but client_port=9 was requested"):
-                await client.open_tunnel(each_backend, **options, client_port=9)
+                await client.open_tunnel(each_backend, **NEEDED[each_backend], **options, client_port=9)
 
 
 async def test_sharing_requires_a_name_and_persistence(each_backend: str) -> None:
@@ -277,17 +287,17 @@ async def test_sharing_requires_a_name_and_persistence(each_backend: str) -> Non
         async with relay_here() as relay, relay.access.connect() as client:
             for options in ({"share": True, "persist": True}, {"share": True, "name": "web"}):
                 with pytest.raises(RefusedError, match="share=yes requires a name and persist=yes"):
-                    await client.open_tunnel(each_backend, **options)
+                    await client.open_tunnel(each_backend, **NEEDED[each_backend], **options)
 
 
 async def test_an_agent_that_does_not_share_replaces_sharing_ones(each_backend: str) -> None:
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
-            await client.open_tunnel(each_backend, **SHARED, persist=True)
+            await client.open_tunnel(each_backend, **NEEDED[each_backend], **SHARED, persist=True)
             shared = relay.tunnel
-            await client.open_tunnel(each_backend, name="web", persist=True)
+            await client.open_tunnel(each_backend, **NEEDED[each_backend], name="web", persist=True)
             assert shared.reason == "replaced by a new tunnel of the same name and owner"
-            await client.open_tunnel(each_backend, **SHARED, persist=True)
+            await client.open_tunnel(each_backend, **NEEDED[each_backend], **SHARED, persist=True)
             assert relay.tunnel.spec.options.share
             assert len(relay.service.tunnels()) == 1
 
@@ -296,9 +306,9 @@ async def test_only_open_control_connections_count_as_agents(each_backend: str) 
     with trio.fail_after(PATIENCE):
         async with relay_here() as relay, relay.access.connect() as client:
             for _ in range(3):
-                await client.open_tunnel(each_backend, **SHARED, persist=True)
+                await client.open_tunnel(each_backend, **NEEDED[each_backend], **SHARED, persist=True)
             async with relay.access.connect() as other:
-                await other.open_tunnel(each_backend, **SHARED, persist=True)
+                await other.open_tunnel(each_backend, **NEEDED[each_backend], **SHARED, persist=True)
                 assert len(relay.tunnel.agents) == 2
             await until_agents(relay, 1)
             await client.call("leave", relay.tunnel.id)

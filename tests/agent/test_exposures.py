@@ -26,7 +26,7 @@ from tests.support.peers import connect, is_dropped, is_refused, read_exactly
 from tunneld.agent import backoff
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig
-from tunneld.agent.events import Stats
+from tunneld.agent.events import Activity
 from tunneld.agent.exposures import Exposures, ExposureSpec
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.request import TunnelRequest
@@ -45,14 +45,14 @@ class RecordedExposures:
 
     def __init__(self) -> None:
         self.reporters: dict[str, RecordingReporter] = {}
-        self.stats: dict[str, Callable[[], Stats]] = {}
+        self.activities: dict[str, Callable[[], Activity]] = {}
         self.exposures = Exposures(self._new_reporter, NetworkMonitor())
 
     def reporter(self, name: str) -> RecordingReporter:
         return self.reporters.setdefault(name, RecordingReporter())
 
-    def _new_reporter(self, name: str, _config: ExposureConfig, stats: Callable[[], Stats]) -> RecordingReporter:
-        self.stats[name] = stats
+    def _new_reporter(self, name: str, _config: ExposureConfig, activity: Callable[[], Activity]) -> RecordingReporter:
+        self.activities[name] = activity
         return self.reporter(name)
 
 
@@ -77,7 +77,7 @@ async def test_two_servers_are_reachable_from_one_process() -> None:
             for name in "ab":
                 await here.reporter(name).wait_for("opened")
                 assert await ask(address(here.reporter(name)), name.encode()) == name.encode()
-            assert here.stats["a"]().served == 1
+            assert here.activities["a"]().stats.served == 1
         assert list(relay.service.tunnels()) == []
 
 
@@ -219,7 +219,7 @@ async def test_visitors_of_a_replaced_exposure_finish_while_its_successor_serves
         new_visitor = await connect(address(web))
         assert await read_exactly(new_visitor, 3) == b"new"
         assert await gets_reply(visitor, b"old")
-        assert (here.stats["web"]().now, len(web.all("closed"))) == (1, 0)
+        assert (here.activities["web"]().stats.now, len(web.all("closed"))) == (1, 0)
         await visitor.aclose()
         closed = await web.wait_for("closed")
         assert (closed["id"], closed["reason"]) == (web.all("opened")[0]["id"], "configuration changed")

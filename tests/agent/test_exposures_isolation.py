@@ -76,7 +76,7 @@ async def until_ready(relay: RelayHere, here: RecordedExposures, *names: str) ->
     """Wait until these exposures are open, and all tunnels have their connections."""
     for name in names:
         await here.reporter(name).wait_for("opened")
-    while not all(here.stats[name]().parked for name in names):
+    while not all(here.activities[name]().stats.parked for name in names):
         await trio.lowlevel.checkpoint()
     while resources(here)["handlers"] != sum(map(expected_handlers, relay.service.tunnels())):
         await trio.lowlevel.checkpoint()

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.agent.support import RecordingReporter
+from tests.agent.support import PATIENCE, RecordingReporter
 from tests.engine.bench import open_descriptors, stream, tcp_pair
 from tests.support.private import ALICE, BOB, CAROL, make_home
 from tunneld.agent.config import PrivateSettings
-from tunneld.agent.private import MAX_PENDING, PREAMBLE_TIMEOUT, PrivateVisitors, context_for, protocol_of
+from tunneld.agent.private import (
+    MAX_PENDING,
+    MAX_SESSIONS,
+    PREAMBLE_TIMEOUT,
+    PrivateVisitors,
+    context_for,
+    protocol_of,
+)
+from tunneld.agent.private_carrier import RETIRED, STREAM_PROTOCOL
 from tunneld.agent.source import SocketVisitor, VisitorConnection
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.portable import PortableEngine
@@ -25,6 +34,8 @@ from tunneld.tls.connection import TlsSocket
 from tunneld.tls.identity import Identity, peer_context
 from tunneld.tls.stream import TlsStream
 from tunneld.wire.preamble import CERTIFICATE, REFUSAL, PreambleMessage, encode_certificate, parse_preamble
+from tunneld.wire.webmux.events import EndpointDefined, Event, Opened, Reset, SessionRefused
+from tunneld.wire.webmux.mux import Mux
 
 HEADER = b"the PROXY header"
 
@@ -94,17 +105,137 @@ def stdlib_socket(connection: trio.socket.SocketType) -> socket.socket:
     return taken
 
 
-async def test_the_admitted_one_gets_in(host: Host) -> None:
-    visitor = await handshake(host.take(), BOB)
-    while not host.visitors:
-        await trio.lowlevel.checkpoint()
-    async with visitor, host.visitors[0].stream() as server:
-        await visitor.send_all(b"hello")
-        assert await server.receive_some() == b"hello"
-        await server.send_all(b"answer")
-        assert await visitor.receive_some() == b"answer"
+class Streams:
+    """A visitor's streams: another implementation of a session, with nothing but the codec."""
+
+    def __init__(self, tls: TlsStream) -> None:
+        self.tls = tls
+        self.mux = Mux(initiator=True)
+        self.mux.set_default_credit(1 << 20)
+        self.received: dict[int, bytes] = {}
+        self.events: list[Event] = []
+
+    async def flush(self) -> None:
+        await self.tls.send_all(bytes(self.mux.outgoing))
+        self.mux.outgoing.clear()
+
+    async def open(self, protocol: int = STREAM_PROTOCOL) -> int:
+        """A stream that was announced to the host."""
+        stream = self.mux.open(protocol)
+        await self.flush()
+        return stream
+
+    async def receive(self) -> None:
+        """Take what the host sends next."""
+        data = await self.tls.receive_some()
+        assert data, "the host ended the session"
+        self.take(data)
+        await self.flush()
+
+    def take(self, data: bytes | bytearray) -> None:
+        for item in self.mux.receive(data):
+            if isinstance(item, tuple):
+                self.received[item[0]] = self.received.get(item[0], b"") + bytes(item[1])
+            elif isinstance(item, Opened):  # a ping
+                self.mux.reset(item.session)
+            else:
+                self.events.append(item)
+
+    def has(self, stream: int, received: bytes) -> bool:
+        return self.received.get(stream) == received
+
+    async def run(self) -> None:
+        """Answer the host until it ends the session."""
+        while data := await self.tls.receive_some():
+            self.take(data)
+            await self.flush()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with trio.fail_after(PATIENCE):
+            while not condition():
+                await self.receive()
+
+
+async def test_each_stream_of_the_admitted_one_is_a_visitor(host: Host) -> None:
+    async with await handshake(host.take(), BOB) as tls:
+        visitor = Streams(tls)
+        streams = [await visitor.open() for _ in range(2)]
+        while len(host.visitors) < 2:
+            await trio.lowlevel.checkpoint()
+        await visitor.until(lambda: visitor.mux.session(streams[1]).credit > 0)
+        for stream, one in zip(streams, host.visitors, strict=True):
+            async with one.stream() as server:
+                visitor.mux.send(stream, b"hello %d" % stream)
+                await visitor.flush()
+                assert await server.receive_some() == b"hello %d" % stream
+                await server.send_all(b"answer")
+                await visitor.until(partial(visitor.has, stream, b"answer"))
     assert host.reporter.all("admitted") == [{"visitor": "unknown", "peer": "bob", "id": str(BOB.id)}]
     assert host.failures == []
+
+
+def refusals(visitor: Streams) -> list[str]:
+    return [event.text for event in visitor.events if isinstance(event, Reset | SessionRefused)]
+
+
+async def test_streams_for_anything_else_are_refused(host: Host) -> None:
+    async with await handshake(host.take(), BOB) as tls:
+        visitor = Streams(tls)
+        await visitor.open(22)
+        await visitor.until(lambda: bool(refusals(visitor)))
+        assert refusals(visitor) == ["no such protocol"]
+    assert not host.visitors
+
+
+async def test_a_peer_that_is_removed_gets_no_further_stream(host: Host) -> None:
+    async with await handshake(host.take(), BOB) as tls:
+        visitor = Streams(tls)
+        first = await visitor.open()
+        while not host.visitors:
+            await trio.lowlevel.checkpoint()
+        host.end._trusted.remove("bob")
+        await visitor.open()
+        await visitor.until(lambda: bool(refusals(visitor)))
+        assert refusals(visitor) == [f"not admitted any more: bob ({BOB.id})"]
+        assert host.failures == refusals(visitor)
+        async with host.visitors[0].stream() as server:
+            await server.send_all(b"goes on")
+            await visitor.until(partial(visitor.has, first, b"goes on"))
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+async def test_a_host_that_takes_no_more_visitors_ends_with_its_streams(host: Host, streams: int) -> None:
+    async with await handshake(host.take(), BOB) as tls:
+        visitor = Streams(tls)
+        for _ in range(streams):
+            await visitor.open()
+        while len(host.visitors) < streams or not host.end._sessions:
+            await trio.lowlevel.checkpoint()
+        host.end.retire()
+        await visitor.until(lambda: any(isinstance(each, EndpointDefined) for each in visitor.events))
+        assert [each.uri for each in visitor.events if isinstance(each, EndpointDefined)] == [RETIRED]
+        if streams:
+            await visitor.open()
+            await visitor.until(lambda: bool(refusals(visitor)))
+            assert refusals(visitor) == ["the tunnel takes no more connections"]
+            host.visitors[0].close("it has finished")
+        await visitor.run()
+    assert not host.end._sessions
+
+
+async def test_a_peer_has_so_many_sessions(host: Host) -> None:
+    sessions = [await handshake(host.take(), BOB) for _ in range(MAX_SESSIONS)]
+    while len(host.end._sessions) < MAX_SESSIONS:
+        await trio.lowlevel.checkpoint()
+    async with host.take() as far:
+        await far.send_all(encode_certificate(BOB.certificate))
+        assert (await message_of(far))[0].text == f"too many sessions: {BOB.id} has {MAX_SESSIONS}"
+    await sessions.pop().aclose()
+    while len(host.end._sessions) == MAX_SESSIONS:
+        await trio.lowlevel.checkpoint()
+    sessions.append(await handshake(host.take(), BOB))
+    for session in sessions:
+        await session.aclose()
 
 
 async def test_another_one_is_told(host: Host) -> None:
@@ -194,12 +325,11 @@ async def test_any_number_of_slow_visitors_keeps_nobody_out(host: Host, begun: b
             await message_of(far)
     assert len(host.failures) == MAX_PENDING
     visitor = await handshake(host.take(), BOB)
-    while not host.visitors:
+    while not host.end._sessions:
         await trio.lowlevel.checkpoint()
     assert len(host.end._preambles) <= MAX_PENDING
     assert len(host.end._handshakes) <= MAX_PENDING
     await visitor.aclose()
-    host.visitors[0].close("the test has ended")
     for far in slow:
         await far.aclose()
 

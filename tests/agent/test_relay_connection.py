@@ -223,7 +223,7 @@ async def test_a_bug_in_one_exposure_ends_it_alone_and_is_reported_once(
     async with relay_here() as relay, local_server(echo) as target, local_server(fail) as bad:
 
         def take(self: LocalVisitors, visitor: VisitorConnection, header: bytes) -> None:
-            if self._local.target == bad:
+            if self._locals[0].target == bad:
                 visitor.close("a bug")
                 raise ZeroDivisionError("a bug")
             really_take(self, visitor, header)

@@ -39,6 +39,7 @@ from tunneld.control.server import serve_lines
 from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
 from tunneld.errors import NoSuchTunnelError
+from tunneld.mux.connection import Connection
 from tunneld.net import dial, sockets
 from tunneld.net.endpoint import Endpoint
 from tunneld.net.listeners import ReloadableListener
@@ -258,12 +259,16 @@ async def test_an_agent_that_is_cancelled_closes_its_tunnel_over_its_open_connec
 @contextmanager
 def not_reading(tunnel: Tunnel) -> Iterator[None]:
     """The relay reads nothing from the tunnel's carriers for the length of the block."""
-    carriers = carriers_of(tunnel)
-    for carrier in carriers:
-        carrier.pump.detach(carrier._fd, carrier)
+    pairs = [
+        (carrier._connection.connection.fileno(), carrier)
+        for carrier in carriers_of(tunnel)
+        if isinstance(carrier._connection, Connection)
+    ]
+    for descriptor, carrier in pairs:
+        carrier.pump.detach(descriptor, carrier)
     yield
-    for carrier in carriers:
-        carrier.pump.attach(carrier._fd, carrier)
+    for descriptor, carrier in pairs:
+        carrier.pump.attach(descriptor, carrier)
 
 
 @pytest.mark.parametrize("each_backend", ["webmux"], indirect=True)

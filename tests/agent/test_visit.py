@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -38,20 +37,21 @@ from tests.support.private import (
     visiting,
 )
 from tunneld.agent.invitations import Invitations
-from tunneld.agent.visit import VisitedTunnel, VisitPort
+from tunneld.agent.visit import VisitedTunnel
 from tunneld.config.trust import TrustedPeers
-from tunneld.engine import new_engine
 from tunneld.errors import RefusedError, RemoteProtocolError
 from tunneld.net.address import Private
 from tunneld.net.endpoint import Target
 from tunneld.policy.private import PrivateClaim, claimed_text
 from tunneld.tls.identity import Identity
 from tunneld.tls.one_time import OneTimeCode
+from tunneld.tunnel.ingress.private import VisitAnswers
+from tunneld.wire.preamble import LEAVE_TLS
 
 CANARY = b"do not read this "
 
 
-@pytest.fixture(params=["webmux", "tcp"])
+@pytest.fixture(params=["webmux", "tcp", "egtp"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with using_backend(request.param):
         yield request.param
@@ -286,8 +286,9 @@ async def test_a_stream_that_is_cut_does_not_look_complete(
         privately_exposed(target, relay.access, reporter, keys, "bob"),
         visiting(middle.access) as stream,
     ):
-        middle.is_cut = True  # with an end of file that no TLS announced
         await stream.send_all(b"hello")
+        assert await stream.receive_some() == b"hello"
+        middle.is_cut = True  # with an end of file that no TLS announced
         with pytest.raises(trio.BrokenResourceError):
             await answer(stream, b"more")
         assert (await reporter.wait_for("left"))["reason"] != "finished"
@@ -431,36 +432,7 @@ async def test_codes_that_let_nobody_in(
     assert not reporter.all("visitor")
 
 
-# The port, and the interface for programs
-
-
-async def test_each_client_of_the_port_is_a_visit(relay: RelayHere, keys: Path, reporter: RecordingReporter) -> None:
-    mine = RecordingReporter()
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    address = listener.getsockname()
-    tunnel = VisitedTunnel.known(SHELL, "shell@alice", BOB)
-    async with (
-        local_server(echo) as target,
-        privately_exposed(target, relay.access, reporter, keys, "bob"),
-        trio.open_nursery() as nursery,
-    ):
-        engine = new_engine()
-        await nursery.start(engine.run)
-        port = VisitPort(engine, relay.access, tunnel, mine, linger=PATIENCE)
-        nursery.start_soon(port.run, listener)
-        for said in (b"one", b"two"):
-            async with await trio.open_tcp_stream(*address) as client:
-                assert await answer(client, said) == said
-        assert (await mine.wait_for("visiting", 2))["id"] == str(ALICE.id)
-        assert (await mine.wait_for("left", 2))["reason"] == "both sides finished"
-        TrustedPeers().remove("bob")
-        async with await trio.open_tcp_stream(*address) as client:
-            with pytest.raises(trio.BrokenResourceError):
-                await client.receive_some()
-        assert "refused the visit" in str((await mine.wait_for("failed"))["reason"])
-        nursery.cancel_scope.cancel()
-    listener.close()
+# The interface for programs
 
 
 async def test_a_program_visits(relay: RelayHere, keys: Path, reporter: RecordingReporter) -> None:
@@ -523,3 +495,9 @@ async def test_another_key_cannot_have_the_address(relay: RelayHere, keys: Path,
 
 def test_the_address_of_an_identity() -> None:
     assert str(Private(Identity.from_seed(bytes(range(32))).id, "shell")) == "shell@oFCDfYUHBYLM9zlLCYiEfMMSy4g"
+
+
+def test_only_tls_that_ends_at_the_relay_may_be_left() -> None:
+    """Not that of a proxy in front of it, which would take the close_notify for the end."""
+    assert VisitAnswers(SHELL, may_leave=True).accepted == f"OK visiting {SHELL} {LEAVE_TLS}\n".encode()
+    assert VisitAnswers(SHELL, may_leave=False).accepted == f"OK visiting {SHELL}\n".encode()

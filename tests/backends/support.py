@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
 
 import trio
 
 from tests.agent.support import BACKEND, Handler, RecordingReporter, RelayHere, exposed, local_server, relay_here
 from tests.backends.ssh.support import Relay, client, openssh, relay
+from tests.support.private import Visiting, privately_exposed, visit_port
 from tunneld.agent.request import TunnelRequest
 from tunneld.directory.service import TunnelService
 from tunneld.net.endpoint import Endpoint, Target
@@ -17,6 +21,8 @@ from tunneld.tls.identity import Identity
 from tunneld.tunnel.tunnel import Tunnel
 
 LOCAL = "127.0.0.1"
+PRIVATE: ContextVar[Path | None] = ContextVar("PRIVATE", default=None)
+"""The folder with the keys of private tunnels, where those are to be tested; see `tests.support.private.make_home`."""
 
 
 class BackendTunnel(ABC):
@@ -99,6 +105,61 @@ class SshTunnel(BackendTunnel):
             yield
 
 
+class PrivateEnds:
+    """What the suite asks of a `Tunnel`, of the visiting end of a private one: the relay cannot tell streams apart."""
+
+    def __init__(self, tunnel: Tunnel, visiting: Visiting) -> None:
+        self._tunnel = tunnel
+        self._reporter = visiting.reporter
+        self.visitors = visiting.port._relays
+        self.waiting = ()
+
+    @property
+    def served(self) -> int:
+        return len(self._reporter.all("visiting"))
+
+    @property
+    def octets(self) -> tuple[int, int]:
+        left = self._reporter.all("left")
+        return sum(int(one["up"]) for one in left), sum(int(one["down"]) for one in left)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the relay's."""
+        return getattr(self._tunnel, name)
+
+
+class PrivateTunnel(AgentTunnel):
+    """A private tunnel: its client is `tunnel expose --private`, and its address that of `tunnel visit`."""
+
+    def __init__(self, here: RelayHere, target: Target, nursery: trio.Nursery, keys: Path) -> None:
+        super().__init__(here, target, nursery)
+        self._keys = keys
+        self._visiting: Visiting | None = None
+
+    @property
+    def tunnel(self) -> Any:
+        assert self._visiting is not None
+        return PrivateEnds(super().tunnel, self._visiting)
+
+    async def connect(self) -> None:
+        self._client_scope = await self._nursery.start(self._run)
+        await self.until(lambda: any(tunnel.parked for tunnel in self.service.tunnels()))
+        if self._visiting is None:
+            self._visiting = await self._nursery.start(self._visit)
+            self.address = Endpoint("tcp", *self._visiting.address)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[None]:
+        reporter = RecordingReporter(wants_visitors=False)
+        async with privately_exposed(self.target, self._here.access, reporter, self._keys, "bob"):
+            yield
+
+    async def _visit(self, *, task_status: trio.TaskStatus[Visiting]) -> None:
+        async with visit_port(self._here.access) as visiting:
+            task_status.started(visiting)
+            await trio.sleep_forever()
+
+
 @asynccontextmanager
 async def tunnel_to(backend: str, target: Target) -> AsyncIterator[BackendTunnel]:
     """A tunnel to this local server, with its client connected."""
@@ -112,10 +173,13 @@ async def tunnel_to(backend: str, target: Target) -> AsyncIterator[BackendTunnel
                 made.disconnect()
         else:
             async with relay_here() as there:
-                made = AgentTunnel(there, target, nursery)
+                keys = PRIVATE.get()
+                made = PrivateTunnel(there, target, nursery, keys) if keys else AgentTunnel(there, target, nursery)
                 await made.connect()
                 yield made
                 made.disconnect()
+                if keys:
+                    nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

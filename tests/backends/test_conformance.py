@@ -9,19 +9,22 @@ import gc
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.agent.support import BACKEND, SECURE, echo, unused_port
-from tests.backends.support import BackendTunnel, tunnel_to, tunnel_with
+from tests.backends.support import PRIVATE, BackendTunnel, tunnel_to, tunnel_with
 from tests.engine.bench import NOISE, open_descriptors
 from tests.support.peers import connect, is_dropped, read_all, read_exactly, reset
 from tests.support.pki import Pki
+from tests.support.private import make_home
 from tests.support.system import find_program
 from tunneld.net.endpoint import Target
 
 VARIANTS = ["tcp", "tcp in TLS", "webmux", "webmux in TLS", "egtp", "ssh"]
+VARIANTS += ["tcp in TLS, private", "webmux in TLS, private", "egtp private"]
 PATIENCE = 60.0
 """Seconds of real time per test: some transfer a lot, and the machine may be busy."""
 VISITORS = 500
@@ -33,14 +36,19 @@ def relay_papers(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture(params=VARIANTS)
-def backend(request: pytest.FixtureRequest, relay_papers: Pki) -> Iterator[str]:
-    name, _, secure = request.param.partition(" ")
+def backend(
+    request: pytest.FixtureRequest, relay_papers: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name of the backend. With `private`, the visitors' address is the port of `tunnel visit`."""
+    name, _, how = request.param.partition(" ")
     if name == "ssh":
         find_program("ssh")
-    tokens = BACKEND.set(name), SECURE.set(relay_papers if secure else None)
+    keys = make_home(tmp_path, monkeypatch) if "private" in how else None
+    tokens = BACKEND.set(name), SECURE.set(relay_papers if "TLS" in how else None), PRIVATE.set(keys)
     yield name
     BACKEND.reset(tokens[0])
     SECURE.reset(tokens[1])
+    PRIVATE.reset(tokens[2])
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.backends.egtp import EgtpServerSide, derive
 from tunneld.backends.egtp_port import load_identity
 from tunneld.backends.egtp_relay import place
-from tunneld.config.schema import Settings
+from tunneld.config.schema import EgtpSettings, Settings
 from tunneld.directory.requester import Requester
 from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.egtp.session import UNKNOWN_NODE
@@ -188,8 +188,8 @@ async def test_a_visitor_survives_the_loss_of_the_agents_connection() -> None:
             assert isinstance(side, EgtpServerSide)
             for number in range(3):
                 (carrier,) = side.associations.values()
-                assert carrier.output.link is not None
-                carrier.output.link._end("cut by the test")
+                assert carrier.attachment.output.link is not None
+                carrier.attachment.output.link._end("cut by the test")
                 await visitor.send_all(b"after%d" % number)
                 assert await read_exactly(visitor, 6) == b"after%d" % number
             await visitor.aclose()
@@ -212,10 +212,10 @@ async def test_visitors_are_cut_if_the_relay_has_forgotten_the_association() -> 
             side = opened.server_side
             assert isinstance(side, EgtpServerSide)
             (carrier,) = side.associations.values()
-            link = carrier.output.link
+            link = carrier.attachment.output.link
             assert link is not None
-            carrier.output.link = None
-            carrier._close("forgotten")  # without a goodbye
+            carrier.attachment.output.link = None
+            carrier.end("forgotten")  # without a goodbye
             link._end("cut by the test")
             with pytest.raises(trio.BrokenResourceError):
                 await visitor.receive_some()
@@ -320,3 +320,35 @@ def test_a_key_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_keys_of_tunnels_depend_on_the_relays_key_and_on_their_salt() -> None:
     assert derive(KEY, "a") == derive(KEY, "a")
     assert len({derive(key, salt).id for key in (KEY, OTHER) for salt in "ab"}) == 4
+
+
+async def test_a_tunnel_with_a_name_keeps_its_node_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in another process with the same key, and not for another owner."""
+    uris = []
+    monkeypatch.setattr("tests.agent.support.Identity.create", lambda: OTHER)  # the relay's key
+    other = Requester(host="127.0.0.2", owner="127.0.0.2:9", local_host="127.0.0.1")
+    for requester, name in ((ME, "web"), (ME, "web"), (other, "web"), (ME, "another"), (ME, ""), (ME, "")):
+        async with relay_here() as relay:
+            options = TunnelOptions(persist=True, node=str(KEY.id), name=name)
+            uris.append((await relay.service.open_tunnel("egtp", options, requester)).server_uri.key)
+    assert uris[0] == uris[1]
+    assert len(set(uris[1:])) == 5
+
+
+async def test_all_nodes_of_an_owner_share_what_may_be_kept() -> None:
+    with trio.fail_after(PATIENCE):
+        async with relay_here() as relay:
+            budgets = []
+            for number, kept in enumerate((65536, 131072, 131072)):
+                relay.settings = relay.settings.model_copy(update={"egtp": EgtpSettings(kept_memory=kept)})
+                options = TunnelOptions(persist=True, node=str(KEY.id), name=f"tunnel-{number % 2}")
+                uri = (await relay.service.open_tunnel("egtp", options, ME)).server_uri
+                there = await node(uri)
+                await there.ask(AttachRequest(bytes([number]) * 20).encode())
+                for tunnel in relay.service.tunnels():
+                    assert isinstance(tunnel.server_side, EgtpServerSide)
+                    for carrier in tunnel.server_side.associations.values():
+                        budgets.append((carrier.attachment.output._budget, kept))
+                        assert carrier.attachment.output._budget.limit == kept
+                there.connection.close()
+            assert len({id(budget) for budget, _ in budgets}) == 1

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunneld.cli.common import printable
-from tunneld.cli.tables import TUNNELS, VISITORS, Form, facts, for_people, short_columns, table, visitor_columns
+from tunneld.cli.tables import (
+    TUNNELS,
+    VISITORS,
+    Form,
+    advertised,
+    facts,
+    for_people,
+    short_columns,
+    table,
+    visitor_columns,
+)
 from tunneld.cli.verbs import event_line, split_words
 from tunneld.errors import UsageError
 
@@ -61,14 +71,27 @@ def test_the_short_table_fits_a_terminal_and_has_no_keys() -> None:
         "server": "webmuxs://t.example.org:7012/secret", "visitors": "2", "waiting": "0", "refused": "0",
         "up": "1234567", "down": "12345678", "age": "11111",
     }  # fmt: skip
-    shown = table([blog, blog], short_columns([blog, blog]), Form.PEOPLE)
+    shown = table([blog, blog], short_columns([blog, blog], 80), Form.PEOPLE)
     assert max(map(len, shown.splitlines())) <= 80
     assert "secret" not in shown
     assert "OWNER" not in shown
     work = {**blog, "owner": "work@192.0.2.1:5", "refused": "3"}
-    heading = table([blog, work], short_columns([blog, work]), Form.PEOPLE).splitlines()[0]
+    heading = table([blog, work], short_columns([blog, work], 200), Form.PEOPLE).splitlines()[0]
     assert {"OWNER", "REFUSED"} <= set(heading.split())
     assert "WAITING" not in heading
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_the_address_that_a_browser_needs() -> None:
+    long = {
+        "id": "t123", "name": "a-rather-long-name", "client": "tcp://relay.example.org:20010", "phase": "ready",
+        "url": "http://relay.example.org:20010/", "visitors": "12", "up": "1234567", "down": "12345678", "age": "11111",
+    }  # fmt: skip
+    shown = advertised([long])
+    lines = table(shown, short_columns(shown, 80), Form.PEOPLE).splitlines()
+    assert lines[1].split() == ["t123", "a-rather-long-name", "http://relay.example.org:20010/", "ready", "12"]
+    assert "12M" not in lines[1]
+    assert len(table(shown, short_columns(shown, 120), Form.PEOPLE).splitlines()[1].split()) > len(lines[1].split())
+    assert short_columns(shown, 1)[0].key == "id"
 
 
 @given(st.dictionaries(st.sampled_from([column.key for column in TUNNELS]), st.text()), st.sampled_from(Form))

@@ -15,10 +15,11 @@ from tests.support.programs import program, tunnel_command
 from tests.support.scripted_relays import GREETING, fake_relay
 from tunneld import log
 from tunneld.cli.agent_log import print_line
-from tunneld.cli.board import Board, Writer
+from tunneld.cli.board import Board
 from tunneld.cli.commands import VERBS
 from tunneld.cli.common import complain, printable_lines, run, say
 from tunneld.cli.tunnel import parser
+from tunneld.cli.writer import Writer
 from tunneld.errors import TunneldError
 
 EVIL = "\x1b]0;owned\x07 \x9b2J \x7f\r\b \u202egnp.exe\u2066 \u2028 \ue000 end"
@@ -154,7 +155,7 @@ def test_lines_of_the_agent_are_escaped_and_status_lines_too() -> None:
     board = Board(err)
     board.notice(EVIL)
     check(err.text)
-    board._draw([EVIL])
+    board._draw([[(EVIL, "")]])
     assert err.text.count("\x1b") == 0  # nothing was drawn before that needs to be erased
 
 

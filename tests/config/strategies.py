@@ -88,6 +88,7 @@ def credentials(draw: st.DrawFn) -> tuple[Credential, ...]:
             verifier=draw(VERIFIERS),
             backends=draw(optional_tuples(st.sampled_from(["tcp", "webmux"]))),
             ports=draw(optional_tuples(port_ranges().filter(lambda ports: ports != "0"))),
+            bind=draw(NETWORKS),
             networks=draw(NETWORKS),
             server_from=draw(NETWORKS),
             **_all(draw, st.one_of(st.none(), COUNTS), "max_tunnels", "max_visitors"),

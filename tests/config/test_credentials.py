@@ -42,6 +42,7 @@ def test_a_credential_has_a_grant(tmp_path: Path) -> None:
         role = "admin"
         backends = ["tcp"]
         ports = ["80", "2000-2009"]
+        bind = ["192.0.2.80/32"]
         networks = ["192.0.2.7/24"]
         server_from = ["2001:db8::/32"]
         max_tunnels = 1
@@ -54,6 +55,7 @@ def test_a_credential_has_a_grant(tmp_path: Path) -> None:
         Role.ADMIN,
         backends=("tcp",),
         ports=(range(80, 81), range(2000, 2010)),
+        bind=(parse_network("192.0.2.80/32"),),
         networks=(parse_network("192.0.2.0/24"),),
         server_from=(parse_network("2001:db8::/32"),),
         max_tunnels=1,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from tests.support.system import lacking
 from tunneld.agent.defaults import DRAIN_WITHIN
 from tunneld.agent.expose_file import load_plans
 from tunneld.agent.shutdown import CLOSE_WITHIN, FINISH_WITHIN
+from tunneld.agent.status import AgentStatus
+from tunneld.agent.status_server import answer
+from tunneld.cli.probes import UPDATE_INTERVAL, parse_status_address
+from tunneld.cli.tunnel import parser as tunnel_parser
 from tunneld.config import Settings, TunnelSettings, load
 from tunneld.config.keys import keys
 from tunneld.daemon.listeners import SERVICES
@@ -111,6 +116,29 @@ def test_the_unit_of_the_agent_does_not_restart_after_permanent_errors() -> None
     assert set(service["RestartPreventExitStatus"].split()) == {
         str(kind.exit_status) for kind in (UsageError, NotAllowedError, ConfigError, ExpiredError)
     }
+
+
+def test_the_unit_of_the_agent_waits_for_its_messages() -> None:
+    service = unit_of("tunnel.service")["Service"]
+    assert service["Type"] == "notify"
+    assert float(service["WatchdogSec"]) > 2 * UPDATE_INTERVAL
+
+
+def test_the_example_for_kubernetes_has_probes_that_the_agent_answers() -> None:
+    try:
+        yaml: Any = import_module("yaml")  # not everywhere
+    except ModuleNotFoundError:
+        pytest.skip("the Python package yaml is not installed")
+    deployment = yaml.safe_load((CONFIG / "examples/kubernetes.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    options = tunnel_parser().parse_args(container["args"])
+    _, port = parse_status_address(options.status_address)
+    assert {one["containerPort"] for one in container["ports"]} == {port}
+    for probe in ("livenessProbe", "readinessProbe"):
+        line = f"GET {container[probe]['httpGet']['path']} HTTP/1.1".encode()
+        assert b" 404 " not in answer(AgentStatus(), line)
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > CLOSE_WITHIN + DRAIN_WITHIN
 
 
 @pytest.mark.parametrize("name", ["tunneld.service", "tunnel.service"])

@@ -331,3 +331,18 @@ async def test_a_tunnel_is_described_on_request_when_it_is_opened(relay: TwoTunn
     assert set(item) == {"id", "client"}
     assert all(item[key] == shown[key] for key in item)
     assert await relay.outcome(ALICE, "openTunnel tcp detailed") == "usage"
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [("scheme=http", "http://{}/"), ("scheme=HTTPS", "https://{}/"), ("scheme=http port_count=2", None), ("", None)],
+)
+async def test_a_tunnel_has_a_url_where_its_agent_has_said_what_visitors_speak(
+    relay: TwoTunnels, options: str, url: str | None
+) -> None:
+    uri = (await relay.request(ALICE, f"openTunnel tcp {options}")).text
+    item = (await relay.request(ALICE, f"show {uri}")).items[0]
+    authority = str(item["client"]).removeprefix("tcp://")
+    assert item["url"] == (url and url.format(authority))
+    if url:  # and by this it is found
+        assert (await relay.request(ALICE, f"show {item['url']}")).items[0]["id"] == item["id"]

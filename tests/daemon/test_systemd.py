@@ -15,7 +15,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from tests.support.shortage import no_descriptors_left
-from tunneld.daemon import systemd
+from tunneld import systemd
 
 
 @pytest.fixture(params=["path", "abstract"])

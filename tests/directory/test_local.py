@@ -133,10 +133,10 @@ async def test_a_claim_changes_nothing_and_tells_what_stands_in_the_way() -> Non
     await directory.remove(mine, keep=True)
     holder = ReservationKey("bob", "shop")
     for _ in range(2):
-        claim = await directory.claim(holder, ("bob", ""), 20001, BOB)
+        claim = await directory.claim(holder, ("bob", ""), [20001], BOB)
         assert claim.refusal.startswith("could not open a tunnel: port 20001 is reserved for another tunnel")
         assert (claim.records, claim.reservation) == ([], None)
-    claim = await directory.claim(mine.holder, OWNER, None, ALICE)
+    claim = await directory.claim(mine.holder, OWNER, [], ALICE)
     assert claim.reservation is not None
     assert (claim.reservation.addresses, claim.refusal, claim.superseded) == (mine.addresses, "", None)
 
@@ -172,7 +172,7 @@ async def test_a_request_costs_the_same_however_many_tunnels_there_are(count: in
         await directory.open(record(number, CountingKey(f"name-{number}"), CountingKey(f"key-{number}")))
     CountingKey.operations.clear()
     new = record(count + 1, CountingKey("name-new"), CountingKey("key-new"))
-    claim = await directory.claim(new.holder, OWNER, None, ALICE)
+    claim = await directory.claim(new.holder, OWNER, [], ALICE)
     await directory.open(new, claim)
     assert await directory.find(str(new.client)) is new
     assert await directory.find("t1") is not None

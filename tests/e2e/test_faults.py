@@ -28,6 +28,10 @@ port = {control}
 enabled = false
 [webmux]
 port = {carriers}
+[egtp]
+enabled = {egtp}
+port = {nodes}
+resume_timeout = 1.0
 [tunnels]
 ports = "{first}-{client}"
 [daemon]
@@ -47,10 +51,13 @@ class World:
         self.client = lasting_port()
         tunnels = range(self.client - 20, self.client + 1)
         outside = (port for port in iter(lasting_port, 0) if port not in tunnels)
-        self.control, self.carriers = next(outside), next(outside)
-        ports = {"control": self.control, "carriers": self.carriers, "first": self.client - 20, "client": self.client}
+        self.control = next(outside)
+        ports = {"control": self.control, "carriers": next(outside), "nodes": next(outside), "client": self.client}
+        egtp = "true" if self.way == "egtp" else "false"
         tls = TLS.format(folder=self.pki.folder) if self.pki else ""
-        (self.folder / "tunnel.toml").write_text(CONFIG.format(folder=self.folder, **ports) + tls)
+        (self.folder / "tunnel.toml").write_text(
+            CONFIG.format(folder=self.folder, egtp=egtp, first=tunnels[0], **ports) + tls
+        )
 
     @asynccontextmanager
     async def daemon(self) -> AsyncIterator[trio.Process]:

@@ -22,14 +22,14 @@ from tests.backends.ssh.support import client, openssh
 from tests.support.credentials import SECRET, credential
 from tests.support.name_server import serving_names
 from tests.support.peers import PATIENCE
-from tests.support.programs import Daemon, daemon, lasting_port, program, run, tunnel_command
+from tests.support.programs import EGTP, Daemon, daemon, lasting_port, program, run, tunnel_command
 from tunneld.http.origin import SERVLET
 
 pytestmark = pytest.mark.timeout(120)
 
 DOMAIN = "t.example.org"
 BLOG = f"blog.{DOMAIN}"
-BACKENDS = pytest.mark.parametrize("backend", ["webmux", "tcp"])
+BACKENDS = pytest.mark.parametrize("backend", ["webmux", "tcp", "egtp"])
 Find = Callable[[str], str]
 
 
@@ -112,7 +112,7 @@ def names(port: int, more: str = "") -> str:
 
 @asynccontextmanager
 async def relay(folder: Path, port: int) -> AsyncIterator[Daemon]:
-    async with daemon(folder, words=names(port)) as running:
+    async with daemon(folder, words=names(port) + EGTP) as running:
         yield running
 
 
@@ -218,7 +218,7 @@ async def test_a_name_survives_a_restart_of_the_relay(
     control = lasting_port()
     with local_server() as target:
         async with trio.open_nursery() as nursery:
-            async with daemon(tmp_path, control=control, words=names(port)) as running:
+            async with daemon(tmp_path, control=control, words=names(port) + EGTP) as running:
                 agent = await nursery.start(_keep_exposed, running, target, backend)
                 url = f"http://{BLOG}:{port}/"
                 assert await curl.status(url) == 200
@@ -228,7 +228,7 @@ async def test_a_name_survives_a_restart_of_the_relay(
                     await curl.until(url, 200)
                     agent.cancel()
                     return
-            async with daemon(tmp_path, control=control, words=names(port)):
+            async with daemon(tmp_path, control=control, words=names(port) + EGTP):
                 await curl.until(url, 200)
                 agent.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ host = "{RELAY}"
 open_to_anyone = true
 [http]
 enabled = false
+[egtp]
+enabled = true
 [tunnels]
 host = "{RELAY}"
 [daemon]
@@ -48,7 +51,7 @@ async def served(visitor: Namespace, find: Find, address: Endpoint) -> None:
         await trio.sleep(0.1)
 
 
-@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+@pytest.mark.parametrize("backend", ["webmux", "tcp", "egtp"])
 @pytest.mark.parametrize("credential", ["agent", ""])
 async def test_after_an_address_change_the_tunnel_serves_again(
     tmp_path: Path, program_path: Find, backend: str, credential: str
@@ -79,3 +82,41 @@ async def test_after_an_address_change_the_tunnel_serves_again(
                 home.must("ip", "address", "delete", f"{OLD}/24", "dev", device)
                 home.must("ip", "address", "add", f"{NEW}/24", "dev", device)
                 await served(relay, program_path, address)
+
+
+async def test_a_download_over_egtp_survives_an_address_change(tmp_path: Path, program_path: Find) -> None:
+    """As the example in tunnel(1) says: a pause is all that the visitor notices."""
+    (tmp_path / "film").write_bytes(random.Random(1).randbytes(16 << 20))
+    (tmp_path / "tunnel.toml").write_text(CONFIG)
+    with internet(program_path) as net, trio.fail_after(3 * PATIENCE):
+        relay, home = net.machine("relay"), net.machine("home")
+        _, device = net.wire(relay, RELAY, home, OLD)
+        serve = [sys.executable, "-m", "tunneld", "--config", str(tmp_path / "tunnel.toml"), "--log-format", "json"]
+        web = [sys.executable, "-u", "-m", "http.server", PORT, "--directory", str(tmp_path)]
+        expose = tunnel_command("expose", PORT, "--relay", f"{RELAY}:7010", "--backend", "egtp", "--quiet")
+        async with (
+            program(relay.command(*serve), stderr=subprocess.PIPE) as daemon,
+            program(home.command(*web), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server,
+        ):
+            await wait_ready(daemon)
+            await line_of(server.stdout)
+            quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            async with program(home.command(*expose), **quiet) as agent:
+                address = Endpoint.parse((await line_of(agent.stdout)).decode().strip())
+                curl = [
+                    program_path("curl"),
+                    "-sS",
+                    "--fail",
+                    "--limit-rate",
+                    "24M",
+                    f"http://{address.authority}/film",
+                ]
+                async with program(relay.command(*curl), stdout=subprocess.PIPE) as reader:
+                    assert reader.stdout is not None
+                    received = await reader.stdout.receive_some(1 << 20)
+                    home.must("ip", "address", "delete", f"{OLD}/24", "dev", device)
+                    home.must("ip", "address", "add", f"{NEW}/24", "dev", device)
+                    while chunk := await reader.stdout.receive_some(1 << 20):
+                        received += chunk
+                    assert await reader.wait() == 0
+    assert received == (tmp_path / "film").read_bytes()

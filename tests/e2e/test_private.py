@@ -88,6 +88,8 @@ async def test_ssh_by_a_proxy_command(tmp_path: Path, program_path: Find, backen
                 assert b"shell@alice refused the visit: not admitted" in carol.stderr
         said = log.read_text()
         assert "is bob (" in said
+        left = [line for line in said.splitlines() if line.startswith("left ")]
+        assert [line.rpartition(": ")[2] for line in left] == ["finished"] * 2
         assert "end-to-end: yes" in said
         assert "to let it in, add --admit" in said
 

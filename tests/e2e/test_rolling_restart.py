@@ -15,7 +15,7 @@ import trio
 from tests.agent.support import local_server
 from tests.e2e.test_same_address import Agent, agent
 from tests.support.peers import PATIENCE
-from tests.support.programs import Daemon, daemon
+from tests.support.programs import EGTP, Daemon, daemon
 from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 6 * PATIENCE
@@ -107,14 +107,14 @@ async def download(address: Endpoint, downloads: list[str]) -> None:
         downloads.append("cut")
 
 
-@pytest.mark.parametrize("backend", ["webmux", "tcp"])
+@pytest.mark.parametrize("backend", ["webmux", "tcp", "egtp"])
 async def test_a_rolling_restart_of_two_agents_loses_no_visitor(tmp_path: Path, backend: str) -> None:
     one, two, crowd = Server(b"one"), Server(b"two"), Crowd()
     downloads: list[str] = []
 
     with trio.fail_after(LONG):
         async with (
-            daemon(tmp_path) as relay,
+            daemon(tmp_path, words=EGTP) as relay,
             local_server(one.serve) as first,
             local_server(two.serve) as second,
             trio.open_nursery() as nursery,

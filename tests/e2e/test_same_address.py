@@ -13,7 +13,7 @@ import trio
 
 from tests.agent.support import echo, local_server, unused_port
 from tests.support.peers import PATIENCE, connect, read_exactly
-from tests.support.programs import Daemon, daemon, program, tunnel_command
+from tests.support.programs import EGTP, Daemon, daemon, program, tunnel_command
 from tunneld.net.endpoint import Endpoint, Target
 
 LONG = 3 * PATIENCE
@@ -62,13 +62,13 @@ async def end(process: trio.Process, number: signal.Signals) -> None:
     await process.wait()
 
 
-pytestmark = pytest.mark.parametrize("backend", ["webmux", "tcp"])
+pytestmark = pytest.mark.parametrize("backend", ["webmux", "tcp", "egtp"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 async def test_a_restarted_agent_gets_its_address_back(tmp_path: Path, backend: str, number: signal.Signals) -> None:
     with trio.fail_after(LONG):
-        async with daemon(tmp_path) as relay, local_server(echo) as target:
+        async with daemon(tmp_path, words=EGTP) as relay, local_server(echo) as target:
             addresses = []
             for _ in range(2):
                 async with agent(relay.control_port, target, backend) as running:
@@ -86,13 +86,13 @@ async def test_a_restarted_daemon_gives_the_agent_its_address_back(
     with trio.fail_after(LONG):
         async with (
             local_server(echo) as target,
-            daemon(tmp_path, drain_timeout=0.1, control=control) as relay,
+            daemon(tmp_path, drain_timeout=0.1, control=control, words=EGTP) as relay,
             agent(control, target, backend) as running,
         ):
             address = await running.address()
             assert await asked(address) == b"hello"
             await end(relay.process, number)
-            async with daemon(tmp_path, control=control):
+            async with daemon(tmp_path, control=control, words=EGTP):
                 assert await running.address() == address
                 assert await asked(address) == b"hello"
 
@@ -106,14 +106,14 @@ async def test_both_are_restarted_and_another_agent_comes_first(
     with trio.fail_after(LONG):
         async with local_server(echo) as target:
             async with (
-                daemon(tmp_path, drain_timeout=0.1, control=control) as relay,
+                daemon(tmp_path, drain_timeout=0.1, control=control, words=EGTP) as relay,
                 agent(control, target, backend) as running,
             ):
                 address = await running.address()
                 server = await server_side(relay)
                 await end(running.process, signal.SIGKILL)
                 await end(relay.process, number)
-            async with daemon(tmp_path, control=control) as relay:
+            async with daemon(tmp_path, control=control, words=EGTP) as relay:
                 said = await relay.ask(f"openTunnel client_port={address.port}")
                 assert f"ERR limit could not open a tunnel: port {address.port} is reserved for tunnel 'web'" in said
                 async with agent(control, target, backend) as running:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import trio
 
 from tests.engine.bench import Ends, stream, tcp_pair
-from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
+from tunneld.egtp.carrier import EgtpCarrier
 from tunneld.egtp.handshake import NodeConnection, accept_session, begin_session
+from tunneld.egtp.limits import AssociationLimits
 from tunneld.egtp.link import Link
 from tunneld.engine.limits import EngineLimits
 from tunneld.engine.pump import Pump
@@ -37,6 +38,7 @@ class AssociationOwner:
         self.retired = 0
         self.settled = 0
         self.detached: list[str] = []
+        self.polled: list[int] = []
         self.reason: str | None = None
         self.changed = trio.Event()
         self._opened, self._channels = trio.open_memory_channel[Channel](1000)
@@ -76,6 +78,13 @@ class AssociationOwner:
         self.detached.append(reason)
         self._notify()
 
+    def on_output(self) -> None:
+        self._notify()
+
+    def on_polled(self, count: int) -> None:
+        self.polled.append(count)
+        self._notify()
+
     def on_closed(self, reason: str) -> None:
         self.reason = reason
         self._notify()
@@ -97,10 +106,10 @@ class NodePair:
         """Make a link, in place of the present one; `tamper` sees all of its frames."""
         near, far = tcp_pair() if tamper is None else self._tampered(tamper)
         agent, relay = await sessions(near, far)
-        received = self.relay.inbox.next, self.agent.inbox.next
+        received = self.relay.attachment.inbox.next, self.agent.attachment.inbox.next
         for carrier, node, number in ((self.agent, agent, received[0]), (self.relay, relay, received[1])):
             link = Link(self.pump, node.connection, node.session, node.frames, carrier.limits)
-            carrier.attach(link, number)
+            carrier.attachment.attach(link, number)
 
     def _tampered(self, tamper: Tamper) -> tuple[socket.socket, socket.socket]:
         (near, one), (far, other) = tcp_pair(), tcp_pair()

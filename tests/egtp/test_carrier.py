@@ -11,12 +11,13 @@ from trio.testing import MockClock
 
 from tests.egtp.bench import FROM_AGENT, FROM_RELAY, NodePair, Tamper, node_pair
 from tests.engine.bench import open_descriptors, read_all
-from tunneld.egtp.carrier import AssociationLimits
+from tunneld.egtp.limits import AssociationLimits
 from tunneld.engine.engine import Cause
 from tunneld.errors import LimitReachedError
 from tunneld.mux.limits import CarrierLimits
 from tunneld.wire.egtp.streams import INITIAL_CREDIT
 
+CANARY = b"a secret that nobody else may read; " * 40
 HANDSHAKE_FRAMES = 3
 """The first frames of either direction, at most, belong to the handshake."""
 
@@ -132,7 +133,7 @@ async def test_channels_survive_the_loss_of_their_link(pair: NodePair) -> None:
         nursery.start_soon(receive, visitor)
         nursery.start_soon(receive, server)
         for number in range(6):
-            link = (pair.agent, pair.relay)[number % 2].output.link
+            link = (pair.agent, pair.relay)[number % 2].attachment.output.link
             assert link is not None
             link._connection.close()
             link._end("cut by the test")
@@ -152,7 +153,7 @@ async def test_a_link_that_is_replaced_before_its_loss_was_noticed(pair: NodePai
     far.handler = recorder = Recorder([])
     near.write(memoryview(b"hello"))
     near.finish()
-    await pair.relay_owner.until(lambda: pair.relay.settled)
+    await pair.relay_owner.until(lambda: pair.relay.attachment.settled)
     assert (recorder.data, recorder.reasons) == (b"hello", ["eof"])
 
 
@@ -161,8 +162,8 @@ async def test_channels_are_reset_when_no_link_comes_in_time(pair: NodePair, aut
     await pair.connect()
     near, _ = await pair.channels()
     near.handler = recorder = Recorder([])
-    assert pair.agent.output.link is not None
-    pair.agent.output.link._end("cut by the test")
+    assert pair.agent.attachment.output.link is not None
+    pair.agent.attachment.output.link._end("cut by the test")
     began = trio.current_time()
     await pair.relay_owner.until(lambda: pair.relay_owner.reason is not None)
     assert 5 <= trio.current_time() - began < 6
@@ -183,17 +184,17 @@ async def test_a_goodbye_ends_the_association_at_once(pair: NodePair) -> None:
 
 async def test_retirement_is_acknowledged(pair: NodePair) -> None:
     await pair.connect()
-    await pair.agent_owner.until(lambda: pair.agent.settled)
+    await pair.agent_owner.until(lambda: pair.agent.attachment.settled)
     pair.agent.retire()
     await pair.relay_owner.until(lambda: pair.relay_owner.retired == 1)
-    await pair.agent_owner.until(lambda: pair.agent.settled)
+    await pair.agent_owner.until(lambda: pair.agent.attachment.settled)
 
 
 @pytest.mark.limits(heartbeat=5.0)
 async def test_a_silent_peer_is_asked_and_given_up(pair: NodePair, autojump_clock: MockClock) -> None:
     passing = True
     await pair.connect(lambda _direction, _number, frame: [frame] if passing else [])
-    await pair.relay_owner.until(lambda: pair.relay.settled)
+    await pair.relay_owner.until(lambda: pair.relay.attachment.settled)
     passing = False
     began = trio.current_time()
     await pair.relay_owner.until(lambda: bool(pair.relay_owner.detached))
@@ -277,6 +278,51 @@ async def test_tampering_ends_the_link_and_nothing_is_delivered_twice(
     assert received == [data, data]
 
 
+@pytest.mark.parametrize("direction", [FROM_AGENT, FROM_RELAY])
+async def test_a_frame_that_is_left_out_is_noticed_by_the_heartbeat_or_the_next(pair: NodePair, direction: int) -> None:
+    """TLS does not accept what follows it, in whatever order: the link stands still until another one replaces it."""
+    await pair.connect(lambda towards, number, frame: lost(towards, number, frame) if towards == direction else [frame])
+    near, far = await pair.channels()
+    sender, receiver = (far, near) if direction == FROM_AGENT else (near, far)
+    carrier = pair.agent if direction == FROM_AGENT else pair.relay
+    receiver.handler = recorder = Recorder([])
+    for number in range(20):
+        sender.write(memoryview(b"%02d" % number))
+        carrier.send_buffer.flush()
+        await trio.testing.wait_all_tasks_blocked()
+    assert not recorder.data.endswith(b"19")
+    sender.finish()
+    await pair.connect()
+    while not recorder.reasons:
+        await trio.lowlevel.checkpoint()
+    assert (recorder.data, recorder.reasons) == (b"".join(b"%02d" % number for number in range(20)), ["eof"])
+
+
+async def test_what_crosses_the_network_is_not_readable(pair: NodePair) -> None:
+    """Neither in what is sent, nor in what is sent again."""
+    recorded = bytearray()
+
+    def record(_direction: int, _number: int, frame: bytes) -> Sequence[bytes]:
+        recorded.extend(frame)
+        return [frame]
+
+    await pair.connect(record)
+    near, far = await pair.channels()
+    far.handler = recorder = Recorder([])
+    for channel in (near, far):
+        channel.write(memoryview(CANARY))
+    pair.relay.send_buffer.flush()
+    await pair.connect(record)
+    near.finish()
+    while not recorder.reasons:
+        await trio.lowlevel.checkpoint()
+    assert recorder.data == CANARY
+    assert len(recorded) > 4 * len(CANARY)
+    assert CANARY[:8] not in recorded
+    assert near.sid == 2
+    assert b"message for you" not in recorded
+
+
 async def test_repeated_and_swapped_frames_do_no_harm(pair: NodePair) -> None:
     for tamper in (repeated_after_the_handshake, swapped()):
         await pair.connect(tamper)
@@ -289,7 +335,7 @@ async def test_repeated_and_swapped_frames_do_no_harm(pair: NodePair) -> None:
             pair.relay.send_buffer.flush()
         near.finish()
         pair.relay.send_buffer.flush()
-        pair.relay.ask()  # a short frame, after which no other is held back
+        pair.relay.attachment.send_ping()  # a short frame, after which no other is held back
         while not recorder.reasons:
             await trio.lowlevel.checkpoint()
         assert (recorder.data, recorder.reasons) == (sent, ["eof"])
@@ -323,7 +369,7 @@ async def test_a_slow_visitor_bounds_what_is_buffered(pair: NodePair) -> None:
     near, far = await pair.channels()
     quick_near, quick_far = await pair.channels()
     sent = 0
-    while (size := far.send_capacity()) or not pair.agent.settled:
+    while (size := far.send_capacity()) or not pair.agent.attachment.settled:
         far.write(memoryview(bytes(size)))
         sent += size
         await trio.lowlevel.checkpoint()
@@ -339,8 +385,8 @@ async def test_a_slow_visitor_bounds_what_is_buffered(pair: NodePair) -> None:
 async def test_without_a_link_little_is_kept(pair: NodePair) -> None:
     await pair.connect()
     near, _ = await pair.channels()
-    assert pair.relay.output.link is not None
-    pair.relay.output.link._end("cut by the test")
+    assert pair.relay.attachment.output.link is not None
+    pair.relay.attachment.output.link._end("cut by the test")
     sent = 0
     while size := near.send_capacity():
         near.write(memoryview(bytes(size)))

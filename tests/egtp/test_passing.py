@@ -498,3 +498,27 @@ def test_two_nodes_talk_through_a_relay_that_cannot_read_them() -> None:
         assert relay.send(b.seal(A.node_id, b"answer"), B.node_id, A.node_id) is None
         (answer,) = relay.poll(A.node_id).messages
         assert a.open(answer) == OpenedEnvelope(B.node_id, b"answer")
+
+
+def test_each_refusal_is_counted_by_its_reason_and_usage_by_credential() -> None:
+    relay = Relay(tokens=7, max_message_bytes=100, mail=MailLimits(credential_messages=2, mailbox_messages=9))
+    assert relay.send(b"one", ALICE, BOB) is None
+    assert relay.send(b"two", ALICE, BOB) is None
+    for recipient, envelope in ((BOB, b"three"), (BOB, bytes(101)), (ALICE, b""), (UNKNOWN, b"")):
+        assert relay.send(envelope, ALICE, recipient)
+    assert relay.send(b"four", BOB, ALICE) is None
+    assert relay.send(b"five", BOB, ALICE)
+    assert {kind.value: number for kind, number in relay.service.refused.items()} == {
+        "credential": 1,
+        "size": 1,
+        "circle": 1,
+        "unknown": 1,
+        "rate": 1,
+    }
+    assert relay.service.usage() == {
+        "mail_messages": 3,
+        "mail_bytes": len(b"onetwofour") + 3 * MESSAGE_COST,
+        "mail_from": "home:2 office:1",
+        "max_mail_messages": 2,
+        "max_mail_bytes": relay.limits.mail.credential_bytes,
+    }

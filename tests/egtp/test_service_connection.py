@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,9 @@ from tunneld.egtp.passing import PassingLimits, PassingService
 from tunneld.egtp.service_connection import (
     ENOUGH_UNSENT,
     FRAME_OVERHEAD,
-    MAX_BATCH,
+    FRAME_WORK,
     MAX_FIRST_FRAME,
+    MAX_WORK,
     ServiceConnection,
 )
 from tunneld.errors import NotAllowedError, RemoteProtocolError
@@ -37,6 +39,7 @@ from tunneld.wire.egtp.relaying import (
     parse_outcome,
     success,
 )
+from tunneld.wire.egtp.steps import PIECE
 
 RELAY, UNKNOWN = new_key()[0], new_key()[0]
 NONCES = counted()
@@ -81,9 +84,17 @@ class Node:
     def send(self, message: MojoRequest | MojoResponse) -> None:
         self.sent.append(pack_frame(self.sessions.seal(RELAY.node_id, deflate(message.encode()))))
         try:
-            self.connection.receive(self.sent[-1])
+            self.work(self.sent[-1])
         finally:
             self.read()
+
+    def work(self, data: bytes = b"") -> None:
+        """Have the connection handle its input, in as many turns as that takes."""
+        done = self.connection.receive(data)
+        while not done and self.connection.unsent < ENOUGH_UNSENT:
+            done = self.connection.receive(b"")
+        while self.connection.has_unsealed:
+            self.connection.seal_more()
 
     def read(self) -> None:
         frames = FrameReader()
@@ -261,9 +272,11 @@ def test_a_connection_that_is_not_read_gets_no_more_messages() -> None:
     a.poll()
     for number in range(3):
         a.pass_along(B.node_id, NONCES(ENOUGH_UNSENT - number * 20_000))
-    assert len(b.connection.outgoing) < 2.1 * ENOUGH_UNSENT
+    assert b.connection.unsent < 2.1 * ENOUGH_UNSENT
+    b.work()
     b.read()
     b.connection.on_written()
+    b.work()
     b.read()
     assert len(b.messages) == 3
 
@@ -278,10 +291,10 @@ def test_requests_of_a_node_that_does_not_read_wait() -> None:
     for _ in range(8):
         request = MojoRequest(ARE_THERE_MESSAGES, RELAY.node_id, NONCES(20), body, b.last)
         b.connection.receive(pack_frame(b.sessions.seal(RELAY.node_id, deflate(request.encode()))))
-    assert ENOUGH_UNSENT <= len(b.connection.outgoing) < 1.4 * ENOUGH_UNSENT
-    while b.connection.outgoing:
+    assert ENOUGH_UNSENT // 2 <= b.connection.unsent < 1.4 * ENOUGH_UNSENT
+    while len(b.responses) < 8:
+        b.work()
         b.read()
-        b.connection.receive(b"")
     sizes = [len(parse_mail(response.body).messages) for response in b.responses]
     assert sizes == [1, 1, 1, 1, 0, 0, 0, 0]
 
@@ -291,16 +304,61 @@ def test_other_tasks_have_a_turn_between_many_requests() -> None:
     b.poll()
     body = MailQuery(fast_relay=False).encode()
     frames = b""
-    for _ in range(MAX_BATCH + 1):
+    for _ in range(40):
         request = MojoRequest(ARE_THERE_MESSAGES, RELAY.node_id, NONCES(20), body, b.last)
         frames += pack_frame(b.sessions.seal(RELAY.node_id, deflate(request.encode())))
-    assert not b.connection.receive(frames)
-    b.read()
-    assert len(b.responses) == MAX_BATCH
-    assert b.connection.receive(b"")
-    b.read()
-    assert len(b.responses) == MAX_BATCH + 1
+    answered = [0]
+    done = b.connection.receive(frames)
+    while answered[-1] < 40:
+        b.read()
+        answered.append(len(b.responses))
+        done = b.connection.receive(b"")
+    assert done
+    turns = [after - before for before, after in itertools.pairwise(answered)]
+    assert max(turns) <= MAX_WORK // FRAME_WORK
+    assert len(turns) > 2
     assert relay.service.knows(B.node_id)
+
+
+def test_a_large_message_takes_many_short_turns() -> None:
+    """Opening it, and sealing it for its recipient; classic encryption of 1 MiB takes 0.1 s."""
+    relay, a, b = pair()
+    b.poll()
+    b.poll(fast=True)
+    size = relay.limits.max_message_bytes
+    request = MojoRequest(
+        PASS_THIS_ALONG, RELAY.node_id, NONCES(20), PassAlong(B.node_id, bytes(size)).encode(), a.last
+    )
+    sealed = a.sessions.seal(RELAY.node_id, request.encode())  # not compressed
+    a.poll()
+    turns, done = 1, a.connection.receive(pack_frame(sealed))
+    while not done:
+        assert a.connection._work > -2 * PIECE - MAX_WORK
+        done = a.connection.receive(b"")
+        turns += 1
+    assert turns >= size // MAX_WORK
+    turns = 0
+    while b.connection.has_unsealed:
+        b.connection.seal_more()
+        assert b.connection._work > -2 * PIECE
+        turns += 1
+    b.read()
+    assert [len(envelope) for _, envelope in b.messages] == [size]
+    assert turns >= size // MAX_WORK
+
+
+def test_a_peer_may_be_forgotten_between_two_steps() -> None:
+    relay, a, _ = pair()
+    a.poll()
+    request = MojoRequest(PASS_THIS_ALONG, RELAY.node_id, NONCES(20), PassAlong(B.node_id, bytes(99999)).encode())
+    sealed = a.sessions.seal(RELAY.node_id, request.encode())
+    assert not a.connection.receive(pack_frame(sealed))
+    relay.sessions.forget(A.node_id)
+    while not a.connection.receive(b""):
+        pass
+    assert relay.service.passed == 1
+    a.read()
+    assert a.responses == []  # there is no key for the response
 
 
 @given(st.data())

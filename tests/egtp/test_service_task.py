@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -13,7 +14,7 @@ from tests.egtp.test_service_connection import NONCES, RELAY, Relay
 from tests.engine.bench import stream, tcp_pair
 from tests.wire.egtp.mesgen.keys import A, B, counted
 from tunneld.egtp.passing import PassingLimits
-from tunneld.egtp.service_connection import ENOUGH_UNSENT
+from tunneld.egtp.service_connection import ENOUGH_UNSENT, MAX_WORK
 from tunneld.egtp.service_task import serve_node
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
@@ -31,7 +32,7 @@ from tunneld.wire.egtp.relaying import (
     success,
 )
 
-KEEPALIVE = 10
+KEEPALIVE, TURN = 10, trio.Lock()
 
 
 class RemoteNode:
@@ -79,7 +80,7 @@ async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
 
         async def serve(near: socket.socket) -> None:
             with near:
-                ended.append(await serve_node(near, relay.connection(), KEEPALIVE))
+                ended.append(await serve_node(near, relay.connection(), KEEPALIVE, TURN))
 
         nursery.start_soon(serve, near)
         nodes.append(RemoteNode(stream(far), key))
@@ -166,3 +167,26 @@ async def test_a_node_that_reads_slowly_gets_all_messages(connect: Connect) -> N
 def test_the_protocol_errors_of_a_connection_are_the_peers() -> None:
     with pytest.raises(RemoteProtocolError):
         Relay().connection().receive(b"\0\0\0\0")
+
+
+async def test_other_tasks_go_on_while_large_messages_are_opened(connect: Connect, nursery: trio.Nursery) -> None:
+    """However many nodes there are, one piece of one message is opened between two turns of the other tasks."""
+    relay = Relay(clock=trio.current_time)
+    size, turns, answered = 512 * 1024, 0, 0
+    nodes = [connect(relay, A)[0] for _ in range(3)]
+
+    async def send(node: RemoteNode) -> None:
+        nonlocal answered
+        body = PassAlong(B.node_id, os.urandom(size))
+        request = MojoRequest(PASS_THIS_ALONG, node.relay, NONCES(20), body.encode(), node.last)
+        await node.far.send_all(pack_frame(node.sessions.seal(node.relay, request.encode())))
+        await node.receive()
+        answered += 1
+
+    for node in nodes:
+        await node.ask(ARE_THERE_MESSAGES, MailQuery())
+        nursery.start_soon(send, node)
+    while answered < len(nodes):
+        await trio.lowlevel.checkpoint()
+        turns += 1
+    assert turns >= len(nodes) * size // MAX_WORK

@@ -16,7 +16,8 @@ from tests.egtp.bench import AssociationOwner, sessions
 from tests.engine.bench import Ends, stream, tcp_pair
 from tests.mux.bench import RecordingOwner
 from tests.support.pki import Pki
-from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
+from tunneld.egtp.carrier import EgtpCarrier
+from tunneld.egtp.limits import AssociationLimits
 from tunneld.egtp.link import Link
 from tunneld.engine.end import BufferedEnd, End
 from tunneld.engine.end_stream import EndStream
@@ -141,7 +142,7 @@ async def stream_of_an_association(bench: EndsBench) -> Side:
     bench.stack.callback(relay.close)
     bench.stack.callback(agent.close)
     for carrier, node in ((relay, relay_node), (agent, agent_node)):
-        carrier.attach(Link(pump, node.connection, node.session, node.frames, CARRIER), 0)
+        carrier.attachment.attach(Link(pump, node.connection, node.session, node.frames, CARRIER), 0)
     end = relay.open(80)
     there = await owner.channel()
     return Side(end, EndStream(there), lambda: there.reset("broken off by the test"))

@@ -16,7 +16,9 @@ from tests.support.pki import Pki
 from tunneld.engine.end_stream import EndStream
 from tunneld.engine.engine import Cause, Relay, Side
 from tunneld.engine.limits import EngineLimits
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
+from tunneld.engine.tapped import TappedTransport
 from tunneld.engine.tls_end import TlsEnd
 from tunneld.tls.connection import TlsSocket
 
@@ -341,3 +343,106 @@ async def test_close_notify_can_be_sent_while_received_bytes_are_unread(pki: Pki
     assert received == NOISE[:50_000]
     agent.close()
     relay.close()
+
+
+# What is encrypted already goes on without TLS
+
+
+@pytest.mark.parametrize("leaver", ["agent", "both"])
+async def test_a_connection_leaves_tls_in_the_middle_of_a_transfer(bench: TlsBench, leaver: str) -> None:
+    relay, agent = await bench.end_pair()
+    relay.may_leave = True
+    (visitor, near_visitor), (server, near_server) = tcp_pair(), tcp_pair()
+    ends = Ends(), Ends()
+    bench.pump.join(near_visitor, relay, linger=10, on_end=ends[0].note)
+    bench.pump.join(agent, near_server, linger=10, on_end=ends[1].note)
+    bench.far += [stream(visitor), stream(server)]
+    up, down = NOISE[:300_001], NOISE[-300_001:]
+    received: dict[str, bytes] = {}
+
+    async def send(far: trio.SocketStream, data: bytes) -> None:
+        for at in range(0, len(data), 10_000):
+            await far.send_all(data[at : at + 10_000])
+            if at == 100_000 and far is bench.far[1]:
+                agent.leave_tls()
+                if leaver == "both":
+                    relay.leave_tls()
+        await far.send_eof()
+
+    async def receive(far: trio.SocketStream, name: str) -> None:
+        received[name] = await read_all(far)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, bench.far[0], up)
+        nursery.start_soon(send, bench.far[1], down)
+        nursery.start_soon(receive, bench.far[0], "down")
+        nursery.start_soon(receive, bench.far[1], "up")
+    assert (received["up"] == up, received["down"] == down) == (True, True)
+    assert (await ends[0].one()).cause is (await ends[1].one()).cause is Cause.FINISHED
+    for end in (relay, agent):
+        assert isinstance(end._tls, TlsSocket)
+        assert end._tls.sends_clear
+        assert end._tls.receives_clear
+
+
+async def test_what_was_sent_behind_a_close_notify_is_ignored_unless_that_was_agreed_on(bench: TlsBench) -> None:
+    relay, agent = await bench.end_pair()
+    near, far = EndStream(relay), EndStream(agent)
+    await far.send_all(b"encrypted")
+    assert await near.receive_some() == b"encrypted"
+    agent.leave_tls()
+    await far.send_all(b"in clear")
+    assert await near.receive_some() == b""
+    assert await near.receive_some() == b""
+    relay.reset("the test has ended")
+    agent.reset("the test has ended")
+
+
+async def test_a_reset_without_tls_is_a_reset(bench: TlsBench) -> None:
+    relay, agent = await bench.end_pair()
+    relay.may_leave = True
+    near, far = EndStream(relay), EndStream(agent)
+    agent.leave_tls()
+    await far.send_all(b"in clear")
+    assert await near.receive_some() == b"in clear"
+    agent.reset("the test says so")
+    with pytest.raises(trio.BrokenResourceError):
+        await near.receive_some()
+
+
+class CountingTap:
+    """Counts the bytes that it sees."""
+
+    def __init__(self) -> None:
+        self.read = self.written = 0
+
+    def on_written(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += len(data)
+
+    def on_read(self, data: bytes | bytearray | memoryview) -> None:
+        self.read += len(data)
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+async def test_bulk_data_of_a_plain_connection_passes_in_pipes_unless_it_is_tapped(tapped: bool) -> None:
+    pump, tap, ends = Pump(EngineLimits()), CountingTap(), Ends()
+    (far, near), (other_far, other) = tcp_pair(), tcp_pair()
+    client, server = stream(far), stream(other_far)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        end = TlsEnd(pump, TappedTransport(other, tap) if tapped else PlainTransport(other))
+        end.start()
+        pump.join(near, end, linger=30, on_end=ends.note)
+        async with trio.open_nursery() as both:
+            both.start_soon(client.send_all, NOISE)
+            both.start_soon(server.send_all, NOISE)
+            assert await read_exactly(server, len(NOISE)) == NOISE
+            assert await read_exactly(client, len(NOISE)) == NOISE
+        assert (tap.read, tap.written) == ((len(NOISE), len(NOISE)) if tapped else (0, 0))
+        assert (pump.pipes.open > 0) is not tapped
+        await client.send_eof()
+        await server.send_eof()
+        assert (await ends.one()).cause is Cause.FINISHED
+        nursery.cancel_scope.cancel()
+    for each in (client, server):
+        each.socket.close()

@@ -55,3 +55,18 @@ def test_constants_of_the_data_plane_are_final(path: Path) -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper()
     ]
     assert set(others) <= {"MAX_CHANNELS"}, "except where tests set it"
+
+
+def test_no_class_inherits_across_the_border() -> None:
+    """An interpreted class cannot inherit from a compiled one, and a compiled one must not from an interpreted one."""
+    compiled = set(compiled_files())
+    classes = {
+        node.name: (path, [base.id for base in node.bases if isinstance(base, ast.Name)])
+        for path in (ROOT / "tunneld").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    for name, (path, bases) in classes.items():
+        for base in bases:
+            if base in classes and not base.endswith("Error"):
+                assert (path in compiled) == (classes[base][0] in compiled), f"{name} inherits from {base}"

@@ -12,7 +12,7 @@ import tunneld
 ROOT = Path(tunneld.__file__).parent
 
 LAYERS = [  # from the bottom up: a package may import from its own layer and from the layers below
-    {"errors", "line_log", "log"},
+    {"errors", "line_log", "log", "systemd"},
     {"net"},
     {"tls"},
     {"wire"},

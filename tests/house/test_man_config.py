@@ -43,6 +43,7 @@ TYPES = {  # types of strings for which the schema has only a pattern
     "credential.certificate": "fingerprint",
     "credential.backends": "array of backends",
     "credential.ports": "array of ranges",
+    "credential.bind": "array of networks",
     "credential.networks": "array of networks",
     "credential.names": "array of patterns",
     "credential.server_from": "array of networks",
@@ -267,7 +268,7 @@ def test_the_exit_statuses_are_those_of_the_program() -> None:
 
 
 def test_the_environment_is_what_the_program_reads() -> None:
-    files = [SOURCE / "log.py", *SOURCE.glob("config/*.py"), *SOURCE.glob("daemon/**/*.py")]
+    files = [SOURCE / "log.py", SOURCE / "systemd.py", *SOURCE.glob("config/*.py"), *SOURCE.glob("daemon/**/*.py")]
     read = {name for file in files for name in re.findall(r'environ\.get\("([A-Z_]+)"', file.read_text())}
     items = "".join(re.findall(r"^\.It Ev .*$", section("ENVIRONMENT"), re.MULTILINE))
     assert set(re.findall(r"[A-Z_]{2,}", items)) == read | {"HOME"}  # which pathlib reads

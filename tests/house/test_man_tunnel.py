@@ -95,7 +95,7 @@ def test_the_page_has_exactly_the_variables_of_the_program() -> None:
     read = (
         set(re.findall(r"TUNNEL_[A-Z][A-Z_]*", source))
         | {f"TUNNEL_{name}" for name in ("CA", "CERT", "KEY")}
-        | {"TERM", "XDG_CONFIG_HOME"}  # the latter by places.py, for expose.toml
+        | {"TERM", "NO_COLOR", "XDG_CONFIG_HOME"}  # by styled.py; the last by places.py, for expose.toml
     )
     assert set(re.findall(r"^\.It Ev (\w+)", TEXT, flags=re.MULTILINE)) == read
 

@@ -22,6 +22,7 @@ from tunneld.backends import BACKENDS
 from tunneld.config.http import HttpSettings
 from tunneld.config.schema import Settings, TunnelSettings
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.passing import PassingLimits, PassingService
 from tunneld.engine import new_engine
 from tunneld.net.listeners import ReloadableListener
 from tunneld.net.sockets import bind_tcp
@@ -37,6 +38,8 @@ class FakeDaemon:
     def __init__(self, settings: Settings, service: TunnelService) -> None:
         self.settings = settings
         self.service = service
+        self.owners: dict[bytes, str] = {}  # of EGTP nodes
+        self.mail = PassingService((), PassingLimits, self.owners.get, lambda _: True, trio.current_time)
         self.certificates = CertificateStore()
         self.certificate_orders = CertificateManager(self.certificates, lambda: settings.acme, None)
         self.shutdowns: list[bool] = []

@@ -16,11 +16,14 @@ from tests.support.peers import connect, is_dropped, read_exactly
 from tunneld.auth.preauth import PreauthReason
 from tunneld.config.reporting import MetricsSettings
 from tunneld.directory.loop_delay import BOUNDS, LoopDelay
+from tunneld.egtp.mailbox import MESSAGE_COST, MailRefusal
 from tunneld.http import metrics, tunnel_metrics
 from tunneld.http.tunnel_metrics import TUNNELS_PER_STEP
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.admission import RefusalKind
 from tunneld.tls.store import CertificateStore
+from tunneld.wire.egtp.messages import MojoRequest
+from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, PASS_THIS_ALONG, MailQuery, PassAlong
 
 
 async def scrape(relay: HttpRelay) -> dict[str, float]:
@@ -77,6 +80,32 @@ async def test_an_idle_relay_has_every_sample() -> None:
             "tunneld_tunnels{phase=draining}": 0,
             "tunneld_visitors_waiting": 0,
             "tunneld_server_connections_parked": 0,
+            "tunneld_mail_messages": 0,
+            "tunneld_mail_bytes": 0,
+            "tunneld_mail_passed_total": 0,
+            "tunneld_mail_delivered_total": 0,
+            "tunneld_mail_expired_total": 0,
+            **{f"tunneld_mail_refused_total{{reason={kind.value}}}": 0 for kind in MailRefusal},
+        }
+
+
+async def test_messages_of_nodes_are_counted() -> None:
+    async with running_http() as relay:
+        mail, (a, b, unknown) = relay.daemon.mail, (bytes([number]) * 20 for number in (1, 2, 3))
+        relay.daemon.owners |= {a: "home", b: "office"}
+        for recipient, envelope in ((b, b"one"), (b, b"two"), (a, b"to itself"), (unknown, b"to nobody")):
+            body = PassAlong(recipient, envelope).encode()
+            mail.on_request(a, MojoRequest(PASS_THIS_ALONG, bytes(20), bytes(20), body), None)
+        mail.on_request(b, MojoRequest(ARE_THERE_MESSAGES, bytes(20), bytes(20), MailQuery().encode()), None)
+        mail.on_request(a, MojoRequest(PASS_THIS_ALONG, bytes(20), bytes(20), PassAlong(b, b"three").encode()), None)
+        samples = {name: value for name, value in (await scrape(relay)).items() if "mail" in name and value}
+        assert samples == {
+            "tunneld_mail_messages": 1,
+            "tunneld_mail_bytes": len(b"three") + MESSAGE_COST,
+            "tunneld_mail_passed_total": 3,
+            "tunneld_mail_delivered_total": 2,
+            "tunneld_mail_refused_total{reason=circle}": 1,
+            "tunneld_mail_refused_total{reason=unknown}": 1,
         }
 
 

@@ -11,14 +11,21 @@ import trio
 
 from tests.engine.bench import Ends, stream, tcp_pair
 from tests.support.pki import Pki
+from tests.support.private import ALICE, BOB
 from tunneld.engine.engine import Limiter, Relay
 from tunneld.engine.limits import EngineLimits
+from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
+from tunneld.engine.tls_end import TlsEnd
+from tunneld.engine.tls_over_end import TlsOverEnd
 from tunneld.mux.carrier import Carrier
 from tunneld.mux.channel import Channel
 from tunneld.mux.connection import connection_over
+from tunneld.mux.end_connection import EndConnection
 from tunneld.mux.limits import CarrierLimits
+from tunneld.mux.transport import CarrierTransport
 from tunneld.tls.connection import TlsSocket, shake_hands
+from tunneld.tls.identity import peer_context
 
 LIMIT = 30
 """Seconds, real or virtual, after which a test fails."""
@@ -110,19 +117,28 @@ class CarrierPair:
 
 
 @asynccontextmanager
-async def carrier_pair(certificates: Pki | None, limits: CarrierLimits | None = None) -> AsyncIterator[CarrierPair]:
-    """Two carriers on one connection, in TLS if there are certificates. Everything is closed after the block."""
+async def carrier_pair(
+    certificates: Pki | None, limits: CarrierLimits | None = None, *, over_ends: bool = False
+) -> AsyncIterator[CarrierPair]:
+    """Two carriers on one connection, in TLS if there are certificates. Everything is closed after the block.
+    `over_ends`: that connection is another end, as in a private tunnel.
+    """
     async with trio.open_nursery() as nursery:
         with trio.fail_after(LIMIT):
             pump = Pump(EngineLimits())
             await nursery.start(pump.run)
             one, other = tcp_pair()
             here, there = (one, other) if certificates is None else await _encrypt(one, other, certificates)
+            below: list[CarrierTransport]
+            if over_ends:
+                below = [EndConnection(end) for end in await _private_ends(pump, other, one)]
+            else:
+                below = [connection_over(there), connection_over(here)]
             owners, limits = (RecordingOwner(), RecordingOwner()), limits or CarrierLimits()
             pair = CarrierPair(
                 pump,
-                Carrier(pump, connection_over(there), owners[0], initiator=False, limits=limits),
-                Carrier(pump, connection_over(here), owners[1], initiator=True, limits=limits),
+                Carrier(pump, below[0], owners[0], initiator=False, limits=limits),
+                Carrier(pump, below[1], owners[1], initiator=True, limits=limits),
                 *owners,
             )
             yield pair
@@ -143,3 +159,27 @@ async def _encrypt(near: socket.socket, far: socket.socket, certificates: Pki) -
         nursery.start_soon(answer)
         client = await shake_hands(near, certificates.client, server_hostname="localhost")
     return client, done[0]
+
+
+async def _private_ends(pump: Pump, host: socket.socket, visitor: socket.socket) -> tuple[TlsOverEnd, TlsOverEnd]:
+    """The two ends of a visit to a private tunnel: TLS over other ends."""
+    done: list[OSError | None] = []
+    changed = trio.Event()
+
+    def on_done(_end: TlsOverEnd, error: OSError | None) -> None:
+        done.append(error)
+        changed.set()
+
+    made = []
+    for near, own, peer, is_server in ((host, ALICE, BOB, True), (visitor, BOB, ALICE, False)):
+        below = TlsEnd(pump, PlainTransport(near))
+        below.start()
+        context = peer_context(own, peer.certificate, server_side=is_server)
+        made.append(TlsOverEnd(below, context, on_done, server_side=is_server))
+    for end in made:
+        end.start(b"", LIMIT)
+    while len(done) < len(made):
+        await changed.wait()
+        changed = trio.Event()
+    assert done == [None, None]
+    return made[0], made[1]

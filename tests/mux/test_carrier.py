@@ -426,13 +426,19 @@ def test_the_default_limits_are_consistent() -> None:
 # When output is written
 
 
+def socket_of(carrier: Carrier) -> socket.socket:
+    assert isinstance(carrier._connection, Connection)
+    return carrier._connection.connection
+
+
 def unread_bytes(carrier: Carrier) -> int:
     """Bytes that the kernel has for the carrier to read."""
     count = array.array("i", [0])
-    fcntl.ioctl(carrier._fd, termios.FIONREAD, count)
+    fcntl.ioctl(socket_of(carrier), termios.FIONREAD, count)
     return count[0]
 
 
+@pytest.mark.parametrize("pair", ["plain", "tls"], indirect=True)
 @pytest.mark.parametrize(
     "at_once",
     [
@@ -448,12 +454,13 @@ async def test_output_waits_for_more_output_no_longer_than_coalesce(pair: Carrie
     await pair.agent_owner.channel()
 
 
+@pytest.mark.parametrize("pair", ["plain", "tls"], indirect=True)
 @pytest.mark.limits(coalesce=60.0, pause_at=4096)
 async def test_send_capacity_is_0_if_its_flush_finds_the_connection_broken(pair: CarrierPair) -> None:
     near, _ = await pair.channels()
     await trio.testing.wait_all_tasks_blocked()
     near.write(memoryview(b"x"))
-    connection = pair.agent._connection.connection
+    connection = socket_of(pair.agent)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     pair.agent.close()
     assert near.send_capacity() == 0

@@ -35,6 +35,7 @@ def test_an_option_of_the_agent_is_a_flag_a_key_of_expose_toml_and_is_passed_on(
         "tls": ["pass"],
         "plain_http": ["allow"],
         "forward_auth": ["https://auth.example/"],
+        "bind": ["192.0.2.1"],
     }
     arguments = [OPTIONS[key].flag_of(key), *values.get(key, ["1"])]
     assert getattr(parser().parse_args(["expose", "8000", *arguments]), key)

@@ -1,6 +1,6 @@
 """A real relay and a real agent in front of a hidden server, for each backend.
 
-visitor ──► tunneld ◄── tcp: a connection each; webmux: one for all; webmuxs: with TLS ── tunnel expose ──► server
+visitor ──► tunneld ◄── tcp: a connection each; webmux: one for all; webmuxs: with TLS; egtp ── tunnel expose ──► server
 client ──► tunnel visit ──► tunneld ◄── the same, with private- in front ── tunnel expose --private ──► server
 """
 
@@ -18,10 +18,10 @@ import trio
 
 from tests.support.peers import PATIENCE
 from tests.support.pki import Pki
-from tests.support.programs import Daemon, daemon, program, run, tunnel_command
+from tests.support.programs import EGTP, Daemon, daemon, program, run, tunnel_command
 from tunneld.net.endpoint import Endpoint
 
-VARIANTS = ("tcp", "webmux", "webmuxs")
+VARIANTS = ("tcp", "webmux", "webmuxs", "egtp")
 PRIVATE = "private-"
 
 
@@ -46,7 +46,7 @@ async def exposed(way: str, folder: Path, target: str, *options: str) -> AsyncIt
             yield server
         return
     pki = Pki.issue(folder / "pki") if way == "webmuxs" else None
-    async with daemon(folder, pki=pki) as relay:
+    async with daemon(folder, pki=pki, words=EGTP if way == "egtp" else "") as relay:
         trust = ["--pin", pki.pin] if pki else []
         where = ["--relay", relay.control, *trust, "--backend", way.removesuffix("s")]
         async with agent_of(target, *where, *options) as (agent, address):

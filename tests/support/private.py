@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.agent.support import BACKEND, PATIENCE, RecordingReporter, RelayHere
+from tests.agent.support import BACKEND, PATIENCE, RecordingReporter, RelayHere, access_to
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import ExposureConfig, PrivateSettings
-from tunneld.agent.expose import open_exposure
+from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.visit import VisitedTunnel, open_visit
+from tunneld.agent.visit import VisitedTunnel, open_session
+from tunneld.agent.visit_port import VisitPort
+from tunneld.agent.visit_sessions import VisitLimits, VisitSessions
 from tunneld.config.trust import TrustedPeers
 from tunneld.engine import new_engine
 from tunneld.engine.end_stream import EndStream
@@ -54,11 +57,15 @@ async def privately_exposed(
     name: str = "shell",
     owner: str = "alice",
     **options: str,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Exposure]:
     """An agent of `owner` that runs for the length of the block; the tunnel is open at its start."""
     config = ExposureConfig(
         target,
-        TunnelRequest({"name": name, **options}, backend=BACKEND.get()),
+        TunnelRequest(
+            {"name": name, **options},
+            backend=BACKEND.get(),
+            identity=NAMES[owner] if BACKEND.get() == "egtp" else None,
+        ),
         linger=PATIENCE,
         private=PrivateSettings(name, admit, keys / owner),
     )
@@ -71,7 +78,7 @@ async def privately_exposed(
         async with open_exposure(config, connection, reporter, engine, monitor) as exposure:
             nursery.start_soon(exposure.run)
             await reporter.wait_for("opened")
-            yield
+            yield exposure
             exposure.stop("the test has ended")
         nursery.cancel_scope.cancel()
 
@@ -80,14 +87,15 @@ async def privately_exposed(
 async def visiting(
     relay: RelayAccess, identity: Identity = BOB, address: Private = SHELL, tunnel: VisitedTunnel | None = None
 ) -> AsyncIterator[EndStream]:
-    """One visit, as a stream."""
+    """A session of its own, and one stream in it."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         engine = new_engine()
         await nursery.start(engine.run)
         visited = tunnel or VisitedTunnel.known(address, f"{address.name}@alice", identity)
         try:
-            stream = EndStream(await open_visit(engine, relay, visited))
+            session = await open_session(engine, relay, visited)
+            stream = EndStream(session.open())
         except TunneldError as error:
             failure = error
         else:
@@ -95,9 +103,49 @@ async def visiting(
                 yield stream
             except trio.BrokenResourceError as error:
                 failure = error
+            await session.finish()
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+@dataclass
+class Visiting:
+    """A port of bob's through which a private tunnel is reached."""
+
+    address: tuple[str, int]
+    port: VisitPort
+    sessions: VisitSessions
+    reporter: RecordingReporter
+    monitor: NetworkMonitor
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(*self.address)
+
+
+@asynccontextmanager
+async def visit_port(
+    relay: RelayAccess,
+    limits: VisitLimits | None = None,
+    tunnel: VisitedTunnel | None = None,
+    on_over: Callable[[], None] | None = None,
+) -> AsyncIterator[Visiting]:
+    """What `tunnel visit` runs: a listener, and sessions of which the first is open unless the relay is away."""
+    visited = tunnel or VisitedTunnel.known(SHELL, "shell@alice", BOB)
+    reporter, monitor = RecordingReporter(), NetworkMonitor(changes=lambda: None)
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        listener.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            engine = new_engine()
+            await nursery.start(engine.run)
+            sessions = VisitSessions(
+                engine, relay, visited, reporter, monitor, limits or VisitLimits(), on_over=on_over
+            )
+            await sessions.start()
+            port = VisitPort(engine, sessions, visited, reporter, linger=PATIENCE)
+            nursery.start_soon(port.run, listener)
+            yield Visiting(listener.getsockname(), port, sessions, reporter, monitor)
+            nursery.cancel_scope.cancel()
 
 
 Change = Callable[[bytes], bytes]
@@ -121,7 +169,7 @@ class Middle:
 
     @property
     def access(self) -> RelayAccess:
-        return RelayAccess(f"127.0.0.1:{self.port}", timeout=PATIENCE)
+        return access_to(self.port, self.relay.pki)
 
     async def serve(self, visitor: trio.SocketStream) -> None:
         relay = await trio.open_tcp_stream("127.0.0.1", self.relay.port)

@@ -33,6 +33,13 @@ state = "state"
 {daemon_lines}
 """
 
+EGTP = """
+[egtp]
+enabled = true
+port = 0
+"""
+"""Has a relay open the port for EGTP nodes."""
+
 TLS = """
 [control.tls]
 certificate = "{folder}/relay.pem"

@@ -14,6 +14,8 @@
     local.py           the local server: its addresses, how it is dialled, whether anything listens there
     health.py          health checks of the local server, and the HTTP answer while it is unhealthy
     network.py         detects network changes and suspends; backoff.py: delays between attempts
+    private.py         the host of a private tunnel; private_session.py: one visitor's streams, invitations.py
+    visit.py           the visitor of one; visit_port.py: its clients, visit_sessions.py: what carries them
     access.py          how the relay is reached, and with which credential
     config.py          what the user configured; expose_file.py reads it from expose.toml
     events.py          what the agent reports about itself

@@ -19,7 +19,7 @@ from tunneld.agent.request import TunnelRequest
 from tunneld.errors import UsageError
 from tunneld.inspector.settings import InspectSettings, inspect_settings
 from tunneld.net.endpoint import Target
-from tunneld.policy.options import ANY_HOST, MAX_NAME, OPTIONS
+from tunneld.policy.options import ANY_HOST, MAX_NAME, MAX_TUNNEL_PORTS, OPTIONS
 
 if TYPE_CHECKING:
     from tunneld.config.certificates import AcmeSettings
@@ -78,11 +78,17 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
     if https is not None:
         options["tls"] = "pass"
     private = _private(values, options, spell)
+    if (count := Target.parse(values["target"]).count) > 1:
+        options["port_count"] = _port_count(count, values, spell)
+    if values["scheme"] in {"http", "https"} and private is None:
+        options["scheme"] = values["scheme"]
     ends_here = https is not None or private is not None
     limits = PoolLimits(values["pool"], values["max_pool"], values["pool_keepalive"], values["pool_max_age"])
     keep_header = values["proxy_protocol"] and not ends_here  # else it is inside of the TLS that ends here
     identity = _egtp_identity(values["identity"]) if values["backend"] == "egtp" else None
-    request = TunnelRequest(options, limits, keep_header=keep_header, backend=values["backend"], identity=identity)
+    if values["poll"] and identity is None:
+        raise UsageError(f"{spell('poll')} is for the backend egtp; add {spell('backend')} egtp")
+    request = TunnelRequest(options, limits, keep_header, values["backend"], identity, values["poll"] or 0)
     return ExposureConfig(
         Target.parse(values["target"]),
         request,
@@ -95,6 +101,16 @@ def plan_of(values: Mapping[str, Any], spell: Callable[[str], str]) -> ExposureC
         _inspect(values, spell, passes_tls=not ends_here and _passes_tls(values)),
         bool(values["proxy_protocol"] and ends_here),
     )
+
+
+def _port_count(count: int, values: Mapping[str, Any], spell: Callable[[str], str]) -> int:
+    """The number of public ports for a range of local ones. Raises `UsageError`."""
+    if count > MAX_TUNNEL_PORTS:
+        raise UsageError(f"{values['target']} has {count} ports; a tunnel has at most {MAX_TUNNEL_PORTS}")
+    for key in ("host", "private", "https_here", "health", "inspect"):
+        if values[key] not in {None, False}:
+            raise UsageError(f"{spell(key)} is for one local server; leave it out, or name one port")
+    return count
 
 
 def _passes_tls(values: Mapping[str, Any]) -> bool:

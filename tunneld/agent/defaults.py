@@ -20,6 +20,8 @@ PARKED_MAX_AGE = 600.0
 """Seconds after which a parked connection is replaced: some firewalls forget a connection at a certain age, whatever
 crosses it. A quarter of an hour is the shortest in use.
 """
+MAX_POLL = 3600
+"""Seconds between polls at most. Relays have a limit of their own, by default 5 minutes: a visitor waits that long."""
 
 CHECK_INTERVAL = 10.0
 """Seconds between two health checks: with three failures it takes half a minute to notice, as with common load

@@ -1,9 +1,12 @@
 """What the agent reports about itself: events, and how each is limited.
 
-    opened       the tunnel is open                                          address uri id
+    opened       the tunnel is open; with several public ports, also ports   address uri id
     inspecting   the inspector listens; the link to its page                 url
     visitor      a visitor arrived, and the local server is dialled          visitor
     admitted     a visitor of a private tunnel has proved its key            visitor peer id
+    connected    `tunnel visit` has a session with the host of the tunnel    peer id
+    idle         it has ended that session, which nothing used              peer seconds
+    broken       something arrived in it that the other end has not sent     peer reason
     visiting     a client of `tunnel visit` has reached the tunnel           visitor peer id
     left         that visitor's connection ended                             visitor up down reason
     failed       a visitor could not be served                               visitor reason repeated
@@ -24,7 +27,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunneld.policy.rates import Rate
@@ -55,6 +59,30 @@ class Stats:
     up: int = 0
     down: int = 0
 
+
+@dataclass(slots=True)
+class LatestVisitor:
+    """A visitor of one exposure that is connected, or has left a while ago. Times are in `trio.current_time`."""
+
+    visitor: str
+    since: float
+    up: int
+    down: int
+    left_at: float | None = None
+    reason: str = ""  # why it has left
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What an exposure does, for a view of it. `latency` is that of the relay, in seconds."""
+
+    stats: Stats = field(default_factory=Stats)
+    latest: Sequence[LatestVisitor] = ()  # the latest visitors, newest first
+    latency: float | None = None
+
+
+MAX_LATEST = 20
+"""Visitors that `Activity` has: as many as a screen shows."""
 
 FAILURE_REPORTS = Rate(1, 5)
 """Reports of the same failure: one in 5 seconds shows that it lasts, and leaves the others readable."""

@@ -25,14 +25,14 @@ import trio
 
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.config import ExposureConfig, local_host
-from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.events import Activity, Field, Reporter, Stats
 from tunneld.agent.health import Check, UnhealthyPolicy, run_checks
 from tunneld.agent.host_check import report_plain_http, report_refused_host
 from tunneld.agent.local import ListeningSockets, LocalServer, why_nothing_listens
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import PERMANENT_REFUSALS, RelayConnection
 from tunneld.agent.request import TunnelRequest
-from tunneld.agent.session import AgentContext, TunnelSession
+from tunneld.agent.session import AgentContext, TunnelSession, keep_resting
 from tunneld.agent.shutdown import AgentShutdown
 from tunneld.agent.visitors import LocalVisitors
 from tunneld.client import Client
@@ -47,6 +47,7 @@ from tunneld.errors import (
     TunneldError,
     UsageError,
 )
+from tunneld.net.address import format_ports
 from tunneld.net.endpoint import Target
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ async def open_exposure(
             nursery.start_soon(run_checks, LocalServer(config.target), check, reporter, on_result)
         if config.request.options.get("host") and not config.request.options.keys() & {"host_header", "tls"}:
             nursery.start_soon(exposure.check_host, config.target)
-        if (reason := why_nothing_listens(config.target, sockets)) is not None:
+        reasons = [why_nothing_listens(target, sockets) for target in config.target.each]
+        if all(reasons) and (reason := reasons[0]) is not None:
             reporter.report("trouble", reason=reason, repeated=0)
         elif config.scheme == "https" and config.https is None and not config.request.options.get("host"):
             nursery.start_soon(report_plain_http, LocalServer(config.target), reporter)
@@ -137,7 +139,7 @@ class Exposure:
         self._monitor = monitor
         self._visitors = LocalVisitors(
             engine,
-            local,
+            [local] if config.target.count == 1 else [LocalServer(target) for target in config.target.each],
             nursery,
             reporter,
             linger=config.linger,
@@ -181,6 +183,12 @@ class Exposure:
         parked = self.session.source.parked if self.session else 0
         return Stats(self._visitors.now, self._visitors.served, self._visitors.failed, parked, up, down)
 
+    @property
+    def activity(self) -> Activity:
+        """The same and more, for a view of this exposure."""
+        client = self.session.client if self.session else None
+        return Activity(self.stats, self._visitors.latest, client.latency if client else None)
+
     async def run(self) -> None:
         """Keep the local server reachable until the tunnel expires (`ttl`, `idle_timeout`) or `stop` or `drain`.
 
@@ -195,6 +203,8 @@ class Exposure:
                 finally:
                     self._serving = False
             if self._shutdown.drain_timeout is not None:
+                if self._private is not None:
+                    self._private.retire()
                 await self._shutdown.drain(self.session)
         if self._bug:
             raise self._bug
@@ -242,6 +252,8 @@ class Exposure:
         session, self.session = self.session, None
         if session is not None:
             await self._shutdown.close(session)
+        if self._private is not None:
+            self._private.close()
 
     def retry_now(self) -> None:
         """End the delay before the next attempt."""
@@ -266,7 +278,7 @@ class Exposure:
                 if not self._withdrawn:
                     session.resume()
                 self._opened_at = trio.current_time()
-                await session.keep(client)
+                await (keep_resting(session, client, self._relay) if self._request.poll else session.keep(client))
             except TunneldError as error:
                 self._visitors.explain_cuts(str(error))
                 if self._is_expired(error):
@@ -341,10 +353,12 @@ class Exposure:
         self.session = session = await self._open(client, session)
         self._was_open = True
         tunnel = session.tunnel
+        self._visitors.public_ports = tunnel.ports
         self._relay.serve(tunnel.id)
         if self._tls is not None:
             self._tls.certificates.want(tunnel.client.host)
-        self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id)
+        several: dict[str, Field] = {"ports": format_ports(tunnel.ports)} if tunnel.ports else {}
+        self._reporter.report("opened", address=str(tunnel.client), uri=str(tunnel.server), id=tunnel.id, **several)
         return session
 
     async def _open(self, client: Client, former: TunnelSession | None) -> TunnelSession:

@@ -23,7 +23,7 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig, changes
-from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.events import Activity, Reporter
 from tunneld.agent.expose import Exposure, open_exposure
 from tunneld.agent.local import ListeningSockets
 from tunneld.agent.network import NetworkMonitor
@@ -35,8 +35,8 @@ from tunneld.errors import LocalProtocolError, TunneldError
 if TYPE_CHECKING:
     from tunneld.agent.inspection import Inspectors
 
-ReporterFactory = Callable[[str, ExposureConfig, Callable[[], Stats]], Reporter]
-"""Makes the reporter of an exposure from its name, its configuration, and a function that returns its counts."""
+ReporterFactory = Callable[[str, ExposureConfig, Callable[[], Activity]], Reporter]
+"""Makes the reporter of an exposure from its name, its configuration, and a function that returns what it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Exposures:
     async def _run_exposure(self, name: str, spec: ExposureSpec, withdrawn: trio.Event) -> None:
         """Run one exposure; sets `withdrawn` once the relay sends it no more visitors."""
         config, opened = spec.config, list[Exposure]()
-        reporter = self._new_reporter(name, config, lambda: opened[0].stats if opened else Stats())
+        reporter = self._new_reporter(name, config, lambda: opened[0].activity if opened else Activity())
         try:
             relay = self._relay(spec.relay)
             async with open_exposure(

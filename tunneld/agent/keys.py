@@ -21,6 +21,7 @@ from tunneld.agent.defaults import (
     LETS_ENCRYPT,
     LINGER,
     MAX_CHECKS,
+    MAX_POLL,
     MAX_POOL,
     MIN_POOL,
     PARKED_KEEPALIVE,
@@ -113,7 +114,10 @@ _WHOLE = "(default: %(default)s)"
 _FLOAT = "(default: %(default)g)"
 
 KEYS: Mapping[str, Setting] = {
-    "target": Setting(Text(Target.parse, numbers=True), "the local server: PORT, HOST:PORT or unix:PATH"),
+    "target": Setting(
+        Text(Target.parse, numbers=True),
+        "the local server: PORT (or a range, 5000-5010), HOST:PORT or unix:PATH; for expose also a folder",
+    ),
     "scheme": Setting(Words(("tcp", "http", "https")), default="tcp"),
     **{key: _option(option) for key, option in OPTIONS.items() if option.group},
     "linger": Setting(
@@ -135,6 +139,12 @@ KEYS: Mapping[str, Setting] = {
         "one connection to the relay for all visitors (webmux), the same with messages between two keys (egtp), "
         "or one for each (tcp); default: webmux if the relay and this system support it",
         TUNNEL,
+    ),
+    "poll": Setting(
+        Number(1, MAX_POLL, partial(parse_count, maximum=MAX_POLL), whole=True),
+        "with egtp, hold no connection: connect this often, and while visitors send or receive",
+        TUNNEL,
+        takes="SECONDS",
     ),
     "secure": Setting(
         Words(("yes", "key", "no")),

@@ -1,7 +1,8 @@
 """The exposing end of a private tunnel: which visitors enter, and the TLS with each of them.
 
-    take ──► preamble: the visitor's certificate ──► admitted: ours ──► TLS 1.3, both keys pinned ──► on_visitor
-                         └──► not admitted: a refusal                      └──► another key: an alert
+    take ──► preamble: the visitor's certificate ──► admitted: ours ──► TLS 1.3, both keys pinned ──► PrivateSession
+                         └──► not admitted: a refusal                      └──► another key: an alert        │
+                                                                                         on_visitor ◄── each stream
 
 The relay passes bytes on, and could send any: until the handshake is done nothing is believed. A visitor has
 `PREAMBLE_TIMEOUT` and `HANDSHAKE_TIMEOUT` seconds, a few KiB, and one of `MAX_PENDING` places; when all are taken, the
@@ -13,13 +14,14 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from tunneld.agent.config import PrivateSettings
 from tunneld.agent.events import Reporter
 from tunneld.agent.invitations import Invitations
+from tunneld.agent.private_session import PrivateSession, SessionEvents
 from tunneld.agent.source import VisitorCallback, VisitorConnection
-from tunneld.agent.tls_visitor import TlsVisitor, buffered_end
+from tunneld.agent.tls_visitor import buffered_end
 from tunneld.agent.visitors import visitor_address
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
@@ -39,6 +41,10 @@ HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the handshake after that, as for every other one."""
 MAX_PENDING = 64
 """Visitors in the preamble, and as many in the handshake: some 10 KiB each, and what comes in a second or two."""
+PROTOCOL = "tunneld-private/2"
+"""What the two ends speak inside their TLS: many streams. Version 1 had one connection, without a carrier."""
+MAX_SESSIONS = 64
+"""Sessions of one peer: a script that runs ssh for each of its files has some at a time, and each may take memory."""
 ANY_PEER = "any"
 """In `admit`: every peer that this user trusts."""
 ONE_TIME = "a visitor with a one-time code"
@@ -67,8 +73,8 @@ class PrivateVisitors:
         *,
         proxy_header: bool = False,
     ) -> None:
-        """`on_visitor` gets each admitted visitor, decrypted; `on_failed` the PROXY header of any other one, and the
-        reason. `proxy_header`: put the visitor's PROXY header in front of its bytes. Raises `UsageError` or
+        """`on_visitor` gets each stream of an admitted visitor; `on_failed` the PROXY header of any other visitor, and
+        the reason. `proxy_header`: put the visitor's PROXY header in front of each stream. Raises `UsageError` or
         `ConfigError` where there is no identity, or an unknown name is to be admitted.
         """
         if not isinstance(engine, Pump):
@@ -85,6 +91,8 @@ class PrivateVisitors:
         self._reporter = reporter
         self._preambles: dict[PreambleAwaited, None] = {}  # oldest first
         self._handshakes: dict[TlsOverEnd, bytes] = {}  # the same, with their PROXY headers
+        self._sessions: dict[PrivateSession, NodeId] = {}
+        self._retired = False
         for reference in self._admit:
             if reference != ANY_PEER:
                 self._trusted.find(reference)
@@ -111,13 +119,29 @@ class PrivateVisitors:
         """Whether the visitor with this id may enter, as far as an id can tell. Raises `TunneldError` with the reason
         where it may not.
         """
+        if list(self._sessions.values()).count(node) >= MAX_SESSIONS:
+            raise UsageError(f"too many sessions: {node} has {MAX_SESSIONS}")
         known = self._trusted.name_of(node)
-        if any(self._fits(reference, node, known) for reference in self._admit):
+        if self._is_admitted(node, known):
             return AdmittedPeer(node, known or str(node), self.identity)
         invitation = self.invitations.find(node, self.address.name)
         if invitation is not None:
             return AdmittedPeer(node, ONE_TIME, invitation.host, is_invited=True)
         raise UsageError(f"not admitted: {node}; to let it in, add --admit {known or node}")
+
+    def retire(self) -> None:
+        """Take no more visitors; each session ends with its last stream."""
+        self._retired = True
+        for session in list(self._sessions):
+            session.retire()
+
+    def close(self) -> None:
+        """End all sessions."""
+        for session in list(self._sessions):
+            session.close("the agent stopped")
+
+    def _is_admitted(self, node: NodeId, known: str) -> bool:
+        return any(self._fits(reference, node, known) for reference in self._admit)
 
     def _fits(self, reference: str, node: NodeId, known: str) -> bool:
         """Whether an entry of `admit` means this node. A name that was removed means none."""
@@ -173,9 +197,27 @@ class PrivateVisitors:
             self.on_failed(header, "not admitted: the one-time code was used already")
             return
         self._reporter.report("admitted", visitor=visitor_address(header), peer=peer.title, id=str(peer.node))
-        if self.proxy_header:
-            tls.unread(header)
-        self.on_visitor(TlsVisitor(tls), header)
+        events = SessionEvents(self.on_visitor, partial(self._refusal, peer), self.on_failed, self._on_over)
+        try:
+            session = PrivateSession(self.engine, tls, header, events, keep_header=self.proxy_header)
+        except OSError as lost:
+            self.on_failed(header, reason_of(lost))
+            return
+        self._sessions[session] = peer.node
+        if self._retired:
+            session.retire()
+
+    def _refusal(self, peer: AdmittedPeer) -> str:
+        """Why a peer with a session gets no further stream: it is trusted no more. Those that it has go on."""
+        try:
+            known = self._trusted.name_of(peer.node)
+            admitted = peer.is_invited or self._is_admitted(peer.node, known)
+        except ConfigError as error:
+            return str(error)
+        return "" if admitted else f"not admitted any more: {peer.title} ({peer.node})"
+
+    def _on_over(self, session: PrivateSession) -> None:
+        self._sessions.pop(session, None)
 
 
 class PreambleAwaited:
@@ -273,7 +315,7 @@ def protocol_of(name: str) -> str:
     """The protocol in the handshake (ALPN): both ends agree on the tunnel's name, so the relay cannot lead a visitor to
     another tunnel of the same node. A visitor with a one-time code does not know the name; its keys serve one tunnel.
     """
-    return f"tunneld-private/1:{name}" if name else "tunneld-private/1"
+    return f"{PROTOCOL}:{name}" if name else PROTOCOL
 
 
 @lru_cache(maxsize=64)  # a peer visits again and again, and making a context takes longer than the handshake

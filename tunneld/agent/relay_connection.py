@@ -1,7 +1,7 @@
 """The control connection to one relay, and its carriers. All exposures of a process that use the relay share them.
 
     run     connect ──► connected ──► lost, or dropped by an exposure ──► wait ─┐
-               └────────────────────────────────────────────────────────────────┘
+               └────────────────────────────┴─ all exposures rest ──► asked for ┘
 
 There is one login, one backoff and one connection, however many exposures there are: so hundreds of them do not fill
 the relay's places for unauthenticated connections, and a rotated secret is one failed login. Exposures call `client`
@@ -67,6 +67,9 @@ class RelayConnection:
         self._lost_at = -math.inf  # when a connection that had lasted was lost, or the first one
         self._exposures: list[LostCallback] = []
         self._serving: Counter[str] = Counter()  # exposures that serve a tunnel, by its id
+        self._resting = 0  # exposures that need the present connection no more
+        self._rests = False  # there is none, because none is needed
+        self._wanted = trio.Event()  # one is, again
         self._delay = trio.CancelScope()  # around the delay before the next attempt
         self._scope = trio.CancelScope(shield=True)  # exposures that are cancelled still close their tunnels
 
@@ -88,6 +91,7 @@ class RelayConnection:
 
     async def client(self) -> Client:
         """Wait for the open connection. Raises the reason for which no further attempt is made."""
+        self._wanted.set()
         while self._client is None:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
@@ -99,6 +103,17 @@ class RelayConnection:
         if client is self._client:
             self._client, self._reason = None, error
             client.give_up(str(error))
+
+    def rest(self, client: Client) -> None:
+        """An exposure does not need the connection for now. It is closed once no exposure does, until one asks for
+        `client`; that is no loss.
+        """
+        if client is not self._client:
+            return
+        self._resting += 1
+        if self._resting >= len(self._exposures):
+            self._client, self._rests, self._wanted = None, True, trio.Event()
+            client.give_up("it is not needed now")
 
     def retry_now(self) -> None:
         """End the delay before the next attempt, if there is one."""
@@ -141,6 +156,10 @@ class RelayConnection:
         while self._failure is None:
             credential = self.access.credential
             error, uptime = await self._connect_once()
+            if self._rests:
+                self._rests = False
+                await self._wanted.wait()
+                continue
             if uptime:
                 credential = None
             if uptime >= MIN_UPTIME or (uptime and math.isinf(self._lost_at)):
@@ -163,7 +182,7 @@ class RelayConnection:
             async with self.access.connect() as client:
                 connected_at = trio.current_time()
                 self.access.shares_port, self.access.shares_carriers = client.shares_port, client.shares_carriers
-                self._client, self._reason, self._was_connected = client, None, True
+                self._client, self._reason, self._was_connected, self._resting = client, None, True, 0
                 self._notify_changed()
                 lost = await client.wait_lost()
             error = self._reason or RelayUnreachableError(lost)

@@ -13,8 +13,9 @@ from tunneld.agent.pool import PoolLimits
 from tunneld.client import Client
 from tunneld.client.client import Record
 from tunneld.errors import NotAllowedError, RefusedError, RemoteProtocolError, TunneldError, UsageError
+from tunneld.net.address import parse_ports
 from tunneld.net.endpoint import Endpoint, is_loopback
-from tunneld.policy.options import ANY_HOST
+from tunneld.policy.options import ANY_HOST, MAX_TUNNEL_PORTS
 from tunneld.wire.lines import Value
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TunnelRequest:
     keep_header: bool = False  # leave the PROXY header in front of the visitor's bytes
     backend: str | None = None  # None: webmux, or tcp if the relay or this system has no webmux
     identity: Identity | None = field(default=None, compare=False)  # with egtp: the key of this agent
+    poll: int = 0  # with egtp: seconds between polls; 0: a connection is held
 
     @property
     def open_options(self) -> Mapping[str, Value]:
@@ -70,6 +72,7 @@ class OpenTunnel:
     server: Endpoint  # where the agent connects
     client: Endpoint  # where visitors connect
     opened_at: float  # in `trio.current_time`
+    ports: tuple[int, ...] = ()  # the public ones, if there are several
 
     @property
     def age(self) -> float:
@@ -87,8 +90,9 @@ async def open_tunnel(client: Client, options: Mapping[str, Value], backend: str
     record = await _open(client, {**options, **AGENT_OPTIONS}, backend)
     try:
         server, public = Endpoint.parse(record["server"]), Endpoint.parse(record["client"])
-        return OpenTunnel(record["id"], server, public, trio.current_time())
-    except (KeyError, TunneldError) as error:
+        ports = parse_ports(record["ports"], MAX_TUNNEL_PORTS) if "ports" in record else ()
+        return OpenTunnel(record["id"], server, public, trio.current_time(), tuple(ports))
+    except (KeyError, ValueError, TunneldError) as error:
         raise RemoteProtocolError(f"relay {client.relay} sent an invalid description of a tunnel: {error}") from None
 
 

@@ -8,6 +8,7 @@ unplugged), the request that is sent anyway every `REVIEW_INTERVAL` seconds find
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tunneld.agent.backoff import Backoff
 from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.handshake_pool import HandshakePool
 from tunneld.agent.pool import REVIEW_INTERVAL, Pool
+from tunneld.agent.relay_connection import RelayConnection
 from tunneld.agent.request import OpenTunnel, TunnelRequest, open_tunnel
 from tunneld.agent.source import ConnectionSource, SourceEvents, VisitorCallback
 from tunneld.client import Client
@@ -41,6 +43,10 @@ connections that were being dialled to arrive at the relay.
 """
 SHORTAGE_INTERVAL = 1.0
 """Seconds until another attempt when this machine has no descriptor or port left, unless a visitor leaves before."""
+HOLD, REST = 5.0, 300.0
+"""Seconds for which an agent that polls holds its control connection when there is nothing to do, and does without one:
+a tunnel that is closed meanwhile refuses the next poll.
+"""
 MAX_TRIMS = 10
 """Requests to trim. After a second and ten round trips, the remaining parked connections are dead."""
 
@@ -161,12 +167,14 @@ class TunnelSession:
         await self.source.wait_withdrawn()
         await self._trim_all(client)
 
-    async def keep(self, client: Client) -> None:
-        """Look after the tunnel until it or the connection is lost, which is always an exception, see `check`."""
+    async def keep(self, client: Client, rest_after: float = math.inf) -> None:
+        """Look after the tunnel until nothing has happened for `rest_after` seconds. The loss of the tunnel or of the
+        connection is an exception, see `check`.
+        """
         self._kept = True
         try:
             while True:
-                with trio.move_on_after(REVIEW_INTERVAL):
+                with trio.move_on_after(min(REVIEW_INTERVAL, rest_after)):
                     await self._wake.wait()
                 self._wake = trio.Event()
                 if not self._accepting and self.source.parked:
@@ -178,10 +186,17 @@ class TunnelSession:
                 else:
                     self._backoff.reset()
                     await self._review(client)
+                    if rest_after <= REVIEW_INTERVAL:
+                        return
         finally:
             self._kept = False
             if self._trouble is not None:
                 self.source.pause()
+
+    async def wait_for_work(self, seconds: float) -> None:
+        """Wait, between two calls of `keep`, until there is something for it to do, or for that long."""
+        with trio.move_on_after(seconds):
+            await self._wake.wait()
 
     def wake(self) -> None:
         """Have `keep` look after the tunnel now: the control connection was lost."""
@@ -269,6 +284,20 @@ class TunnelSession:
             self._reporter.report("trouble", reason=reason, repeated=repeated)
 
 
+async def keep_resting(session: TunnelSession, client: Client, relay: RelayConnection) -> None:
+    """Look after the tunnel of an agent that polls, without holding a control connection for long. Raises as
+    `TunnelSession.keep`.
+    """
+    while True:
+        await session.keep(client, HOLD)
+        relay.rest(client)
+        await session.wait_for_work(REST)
+        client = await relay.client()
+        if client is not session.client:
+            await session.check(client)
+            await session.rejoin(client)
+
+
 @contextmanager
 def _ignoring_no_such_tunnel() -> Iterator[None]:
     """Leave the block if the relay says that there is no such tunnel; raise other refusals."""
@@ -293,7 +322,8 @@ async def _new_source(
         from tunneld.agent.associations import Associations  # noqa: PLC0415  # on systems that have carriers
 
         assert request.identity is not None
-        return Associations(engine, relay, server, request.identity, events, nursery, keep_header=request.keep_header)
+        kept, poll = request.keep_header, request.poll
+        return Associations(engine, relay, server, request.identity, events, nursery, keep_header=kept, poll=poll)
     if server.key:
         return HandshakePool(engine, relay, server, request.limits, events, nursery, keep_header=request.keep_header)
     address = await resolve_relay(server.host, server.port)

@@ -12,7 +12,6 @@ from tunneld.engine.end_stream import EndStream
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
-from tunneld.engine.tls_over_end import TlsOverEnd
 
 
 def buffered_end(engine: Pump, visitor: VisitorConnection) -> BufferedEnd:
@@ -33,11 +32,11 @@ def buffered_end(engine: Pump, visitor: VisitorConnection) -> BufferedEnd:
 
 
 class TlsVisitor:
-    """A visitor whose TLS ends here. Implements `VisitorConnection`."""
+    """A visitor whose TLS ends here, or a stream in such TLS. Implements `VisitorConnection`."""
 
     __slots__ = ("_end",)
 
-    def __init__(self, end: TlsOverEnd) -> None:
+    def __init__(self, end: BufferedEnd) -> None:
         self._end = end
 
     @property

@@ -1,15 +1,13 @@
-"""The visiting end of a private tunnel: how a visit is made, and a port on this machine that makes one for each client.
+"""The visiting end of a private tunnel: how a session with its host is made, and `visit` for programs.
 
-open_visit   the relay is asked ──► preamble: our certificate, the host's ──► TLS 1.3, both keys pinned ──► an end
-VisitPort    client ──► open_visit ──► joined ──► left
-visit        the same as a Trio stream, for programs
+the relay is asked ──► preamble: our certificate, the host's ──► TLS 1.3, both keys pinned ──► VisitSession
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,14 @@ from pathlib import Path
 import trio
 
 from tunneld.agent.access import RelayAccess
-from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Reporter
 from tunneld.agent.private import HANDSHAKE_TIMEOUT, context_for, protocol_of
+from tunneld.agent.visit_session import VisitSession
 from tunneld.client.client import check_trio
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.end import NO_HANDLER, BufferedEnd
 from tunneld.engine.end_stream import EndStream
-from tunneld.engine.engine import Engine, Relay, RelayEnd
-from tunneld.engine.failures import reset_on_close
+from tunneld.engine.engine import Engine
 from tunneld.engine.plain_transport import PlainTransport
 from tunneld.engine.pump import Pump
 from tunneld.engine.tls_end import TlsEnd
@@ -40,13 +37,11 @@ from tunneld.errors import (
     reason_of,
 )
 from tunneld.net.address import Private
-from tunneld.net.endpoint import format_peer
 from tunneld.net.node_id import NodeId
-from tunneld.policy.rates import LogLimiter
 from tunneld.tls.connection import TlsSocket
 from tunneld.tls.identity import Identity, node_id
 from tunneld.tls.one_time import OneTimeCode
-from tunneld.wire.preamble import CERTIFICATE, MAX_MESSAGE, encode_certificate, parse_preamble
+from tunneld.wire.preamble import CERTIFICATE, LEAVE_TLS, MAX_MESSAGE, encode_certificate, parse_preamble
 
 PAIRING_WAIT = 30.0
 """Seconds for the relay to get a connection to the host, beyond those for any answer (tunnels.pairing_timeout)."""
@@ -77,18 +72,21 @@ class VisitedTunnel:
         return cls(code.ticket, "the tunnel of this code", code.host.id, code.visitor, "")
 
 
-async def open_visit(engine: Engine, relay: RelayAccess, tunnel: VisitedTunnel) -> TlsOverEnd:
-    """Visit a tunnel once; the caller owns the end. What the host sends may have arrived already.
+async def open_session(engine: Engine, relay: RelayAccess, tunnel: VisitedTunnel) -> VisitSession:
+    """Open a session with the host of a tunnel, which the caller owns.
 
     Raises `RefusedError` where the relay or the host refuses, `RemoteProtocolError` where it is not the host,
     `RelayUnreachableError`, and `UsageError`.
     """
     if not isinstance(engine, Pump):
         raise UsageError("private tunnels need epoll, which this system does not have")
-    connection, received, _text = await relay.visit(tunnel.asked_for, PAIRING_WAIT)
+    connection, received, answer = await relay.visit(tunnel.asked_for, PAIRING_WAIT)
     end = TlsEnd(engine, connection if isinstance(connection, TlsSocket) else PlainTransport(connection))
     end.unread(received)
     try:
+        address = (
+            connection.getsockname() if isinstance(connection, socket.socket) else connection.connection.getsockname()
+        )
         end.start()
     except OSError as error:
         connection.close()
@@ -102,7 +100,10 @@ async def open_visit(engine: Engine, relay: RelayAccess, tunnel: VisitedTunnel) 
         raise
     if visit.result is None:
         raise visit.error
-    return visit.result
+    try:
+        return VisitSession(engine, visit.result, address, leave_tls=answer.endswith(f" {LEAVE_TLS}"))
+    except OSError as error:
+        raise RelayUnreachableError(f"the connection to {tunnel.title} was lost: {reason_of(error)}") from None
 
 
 class _HostAwaited:
@@ -245,16 +246,16 @@ async def visit(
         engine = new_engine()
         await nursery.start(engine.run)
         try:
-            end = await open_visit(engine, RelayAccess(relay, tls, timeout, credential), visited)
+            session = await open_session(engine, RelayAccess(relay, tls, timeout, credential), visited)
+            stream = EndStream(session.open())
         except TunneldError as error:  # raised after the nursery, which would wrap it in an exception group
             failure = error
         else:
-            stream = EndStream(end)
             try:
                 yield stream
             finally:
                 await _close(stream)
-                end.close()
+                await session.finish()
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -269,81 +270,3 @@ async def _close(stream: EndStream) -> None:
         await stream.send_eof()
         while await stream.receive_some():
             pass
-
-
-class VisitPort:
-    """A listener on this machine; each of its connections is a visit. The caller owns the listener."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        relay: RelayAccess,
-        tunnel: VisitedTunnel,
-        reporter: Reporter,
-        *,
-        linger: float,
-        max_visits: int | None = None,
-        on_over: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`linger` in seconds, see `Engine.join`. After `max_visits` successful ones, `on_over` is called when the last
-        one has ended, and no other is made.
-        """
-        self._engine = engine
-        self._relay = relay
-        self._tunnel = tunnel
-        self._reporter = reporter
-        self._linger = linger
-        self._left = max_visits
-        self._on_over = on_over
-        self._relays: dict[Relay, str] = {}  # with the address of the client
-        self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
-        self._nursery: trio.Nursery
-        self._bug: Exception | None = None
-
-    async def run(self, listener: socket.socket) -> None:
-        """Serve until cancelled; then drop all visits."""
-        async with trio.open_nursery() as self._nursery:
-            registration = self._engine.listen(listener, self._on_client, self._on_failure)
-            try:
-                await trio.sleep_forever()
-            finally:
-                registration.release()
-                for relay in list(self._relays):
-                    relay.drop()
-
-    def _on_client(self, connection: socket.socket, peer: object) -> None:
-        self._nursery.start_soon(self._serve, connection, format_peer(peer))
-
-    def _on_failure(self, error: Exception) -> None:
-        raise error
-
-    async def _serve(self, connection: socket.socket, client: str) -> None:
-        """Make one visit for a client."""
-        try:
-            if self._left == 0:
-                raise RefusedError(NotAllowedError.code, "the one-time code is used up")
-            end = await open_visit(self._engine, self._relay, self._tunnel)
-        except TunneldError as error:
-            reset_on_close(connection)
-            connection.close()
-            reason = str(error)
-            if (repeated := self._repeats.passes(trio.current_time(), reason)) is not None:
-                self._reporter.report("failed", visitor=client, reason=reason, repeated=repeated)
-            return
-        except BaseException:
-            connection.close()
-            raise
-        if self._left is not None:
-            self._left -= 1
-        if self._reporter.wants_visitors:
-            node = str(self._tunnel.host)
-            self._reporter.report("visiting", visitor=client, peer=self._tunnel.title, id=node)
-        relay = self._engine.join(connection, end, linger=self._linger, on_end=self._on_relay_end)
-        self._relays[relay] = client
-
-    def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
-        client = self._relays.pop(relay, "")
-        if self._reporter.wants_visitors:
-            self._reporter.report("left", visitor=client, up=relay.up, down=relay.down, reason=str(end))
-        if self._left == 0 and not self._relays:
-            self._on_over()

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
 from tunneld.agent import health
-from tunneld.agent.events import FAILURE_REPORTS, MAX_MESSAGES, Field, Reporter
+from tunneld.agent.events import FAILURE_REPORTS, MAX_LATEST, MAX_MESSAGES, Field, LatestVisitor, Reporter
 from tunneld.agent.local import LocalServer
 from tunneld.agent.source import VisitorConnection
 from tunneld.engine.end import End
@@ -59,7 +60,7 @@ class LocalVisitors:
     def __init__(
         self,
         engine: Engine,
-        local: LocalServer,
+        locals_: Sequence[LocalServer],
         nursery: trio.Nursery,
         reporter: Reporter,
         *,
@@ -68,22 +69,26 @@ class LocalVisitors:
         on_left: Callable[[], None] = lambda: None,
         new_tap: Callable[[str], VisitorTap | None] | None = None,
     ) -> None:
-        """`nursery` runs the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`:
-        if the local server cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor
-        has left. `new_tap` makes a tap for a visitor with this address, where the exposure is inspected.
+        """Of several `locals_`, a visitor gets the one in the place that its port has in `public_ports`. `nursery` runs
+        the tasks of the few visitors that need one. `linger` in seconds, see `Engine.join`. `http`: if the local server
+        cannot be dialled, answer visitors with HTTP status 503. `on_left` is called when a visitor has left. `new_tap`
+        makes a tap for a visitor with this address, where the exposure is inspected.
         """
         self._on_left = on_left
         self.served = 0
         self.failed = 0
         self._engine = engine
-        self._local = local
+        self.public_ports: Sequence[int] = ()
+        """The public ports, if there are several; set by the owner once they are known."""
+        self._locals = locals_
         self._nursery = nursery
         self._reporter = reporter
         self._linger = linger
         self._http = http
+        self._relays: dict[Relay, _ServedVisitor] = {}
+        self._latest: deque[_ServedVisitor] = deque(maxlen=MAX_LATEST)  # also visitors that have left
         self._new_tap = new_tap
         self._taps: dict[Relay, VisitorTap] = {}
-        self._relays: dict[Relay, bytes] = {}  # with the visitor's PROXY header
         self._ended_up = self._ended_down = 0  # bytes of relays that have ended
         self._repeats = LogLimiter(FAILURE_REPORTS, MAX_MESSAGES)
         self._cut = _CutVisitors(nursery, reporter)
@@ -104,6 +109,11 @@ class LocalVisitors:
         """Bytes delivered so far: up (to the local server), down (to visitors)."""
         up = self._ended_up + sum(relay.up for relay in self._relays)
         return up, self._ended_down + sum(relay.down for relay in self._relays)
+
+    @property
+    def latest(self) -> list[LatestVisitor]:
+        """The latest visitors, newest first."""
+        return [visitor.describe() for visitor in reversed(self._latest)]
 
     async def wait_none(self) -> None:
         """Wait until no visitor is being served, answered, or waiting for the local server."""
@@ -142,19 +152,35 @@ class LocalVisitors:
             self._close(visitor, self._away_reason, answer_http=self._answer_http)
             self.count_failure(header, self._away_reason)
             return
-        if self._new_tap is not None:  # a tap takes connected sockets
-            self._nursery.start_soon(self._dial, visitor, header)
-            return
         try:
-            server = self._local.dial_nowait()
+            local = self._local_for(header)
+            if self._new_tap is not None:  # a tap takes connected sockets
+                raise trio.WouldBlock
+            server = local.dial_nowait()
             if self._http:
                 check_not_refused(server)
         except trio.WouldBlock:
-            self._nursery.start_soon(self._dial, visitor, header)
+            self._nursery.start_soon(self._dial, visitor, header, local)
         except OSError as error:
-            self._fail(visitor, header, error)
+            self._fail(visitor, header, local, error)
+        except RemoteProtocolError as error:
+            self._close(visitor, str(error), answer_http=False)
+            self.count_failure(header, str(error))
         else:
-            self._join(visitor, server, header)
+            self._join(visitor, server, header, local)
+
+    def _local_for(self, header: bytes) -> LocalServer:
+        """The local server for a visitor. Raises `RemoteProtocolError` if there are several and the relay does not say
+        which port the visitor came to.
+        """
+        if len(self._locals) == 1:
+            return self._locals[0]
+        decoded = decode_v2(header)
+        reached = decoded[0].destination if decoded else None
+        port = reached[1] if reached else 0
+        if port not in self.public_ports:
+            raise RemoteProtocolError("the relay did not tell to which of the ports the visitor came")
+        return self._locals[self.public_ports.index(port)]
 
     def _close(self, visitor: VisitorConnection, reason: str, *, answer_http: bool) -> None:
         if answer_http and self._answers < health.MAX_ANSWERS:
@@ -173,41 +199,46 @@ class LocalVisitors:
             self._answers -= 1
             self._notify_fewer()
 
-    async def _dial(self, visitor: VisitorConnection, header: bytes) -> None:
+    async def _dial(self, visitor: VisitorConnection, header: bytes, local: LocalServer) -> None:
         self._dials += 1
         try:
-            server = await self._local.dial()
+            server = await local.dial()
         except OSError as error:
-            self._fail(visitor, header, error)
+            self._fail(visitor, header, local, error)
         except BaseException:
             visitor.close("the agent stopped")
             raise
         else:
-            self._join_tapped(visitor, server, header)
+            self._join_tapped(visitor, server, header, local)
         finally:
             self._dials -= 1
             self._notify_fewer()
 
-    def _join_tapped(self, visitor: VisitorConnection, server: socket.socket, header: bytes) -> None:
+    def _join_tapped(
+        self, visitor: VisitorConnection, server: socket.socket, header: bytes, local: LocalServer
+    ) -> None:
         """Join, with a tap if this exposure is inspected."""
         tap = None if self._new_tap is None else self._new_tap(visitor_address(header))
         if tap is None:
-            self._join(visitor, server, header)
+            self._join(visitor, server, header, local)
             return
         try:
             end = tap.server_end(self._engine, server)
         except OSError as error:
             tap.end()
-            self._fail(visitor, header, error)
+            self._fail(visitor, header, local, error)
         else:
-            self._taps[self._join(visitor, end, header)] = tap
+            self._taps[self._join(visitor, end, header, local)] = tap
 
-    def _join(self, visitor: VisitorConnection, server: socket.socket | End, header: bytes) -> Relay:
+    def _join(
+        self, visitor: VisitorConnection, server: socket.socket | End, header: bytes, local: LocalServer
+    ) -> Relay:
         if not self.served:
             self.first.set()
         self.served += 1
         relay = self._engine.join(visitor.end, server, linger=self._linger, on_end=self._on_relay_end)
-        self._relays[relay] = header
+        self._relays[relay] = served = _ServedVisitor(header, relay, local)
+        self._latest.append(served)
         if self._reporter.wants_visitors:
             self._reporter.report("visitor", visitor=visitor_address(header))
         return relay
@@ -215,9 +246,11 @@ class LocalVisitors:
     def _on_relay_end(self, relay: Relay, end: RelayEnd) -> None:
         if self._taps and (tap := self._taps.pop(relay, None)) is not None:
             tap.end()
-        header, up, down = self._relays.pop(relay, None), relay.up, relay.down
-        if header is None:  # dropped, and reported already
+        served, up, down = self._relays.pop(relay, None), relay.up, relay.down
+        if served is None:  # dropped, and reported already
             return
+        header = served.header
+        served.leave(end)
         self._ended_up += up
         self._ended_down += down
         self._on_left()
@@ -225,8 +258,8 @@ class LocalVisitors:
             self._notify_fewer()
         if end.error is not None and end.side is Side.SERVER and _never_connected(end.error, up + down):
             self.served -= 1
-            self._local.on_refused()
-            self.count_failure(header, self._connect_error(end.error))
+            served.local.on_refused()
+            self.count_failure(header, _connect_error(served.local, end.error))
         elif self._reporter.wants_visitors:
             left: dict[str, Field] = {
                 "visitor": visitor_address(header),
@@ -239,14 +272,11 @@ class LocalVisitors:
             else:
                 self._reporter.report("left", **left)
 
-    def _fail(self, visitor: VisitorConnection, header: bytes, error: OSError) -> None:
+    def _fail(self, visitor: VisitorConnection, header: bytes, local: LocalServer, error: OSError) -> None:
         """Close a visitor because the local server cannot be dialled."""
-        reason = self._connect_error(error)
+        reason = _connect_error(local, error)
         self._close(visitor, reason, answer_http=self._http)
         self.count_failure(header, reason)
-
-    def _connect_error(self, error: OSError) -> str:
-        return f"could not connect to {self._local.target}: {reason_of(error)}"
 
     def count_failure(self, header: bytes, reason: str) -> None:
         """A visitor could not be served, and is closed. `header` is its PROXY header."""
@@ -254,6 +284,33 @@ class LocalVisitors:
         repeated = self._repeats.passes(trio.current_time(), reason)
         if repeated is not None:
             self._reporter.report("failed", visitor=visitor_address(header), reason=reason, repeated=repeated)
+
+
+class _ServedVisitor:
+    """A visitor that was joined to the local server."""
+
+    def __init__(self, header: bytes, relay: Relay, local: LocalServer) -> None:
+        self.header = header
+        self.local = local
+        self._relay: Relay | None = relay
+        self._since = trio.current_time()
+        self._left_at = 0.0
+        self._moved = (0, 0)
+        self._end: RelayEnd | None = None
+
+    def leave(self, end: RelayEnd) -> None:
+        """It has left; the relay, with its sockets, is not held any longer."""
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            self._moved, self._end, self._left_at = (relay.up, relay.down), end, trio.current_time()
+
+    def describe(self) -> LatestVisitor:
+        """Describe it for a view."""
+        up, down = self._moved if self._relay is None else (self._relay.up, self._relay.down)
+        visitor = LatestVisitor(visitor_address(self.header), self._since, up, down)
+        if self._end is not None:
+            visitor.left_at, visitor.reason = self._left_at, end_reason(self._end)
+        return visitor
 
 
 class _CutVisitors:
@@ -301,6 +358,10 @@ def end_reason(end: RelayEnd) -> str:
         return str(end.cause.value)
     side = "the local server" if end.side is Side.SERVER else "the visitor"
     return f"connection to {side} failed: {reason_of(end.error)}" if end.error else f"connection to {side} failed"
+
+
+def _connect_error(local: LocalServer, error: OSError) -> str:
+    return f"could not connect to {local.target}: {reason_of(error)}"
 
 
 def _never_connected(error: OSError, moved: int) -> bool:

@@ -4,9 +4,10 @@
     └─ EgtpServerSide ×tunnel    egtp://HOST:PORT/NODE-ID; a visitor goes to its least loaded association
        └─ EgtpCarrier ×N         an association with a node; see tunneld/egtp/
 
-Each tunnel is a node of its own, whose key is derived from the relay's. Its id is the key of the server URI: a hidden
-server that knows the URI cannot be made to talk to anything else. The hidden server proves that it has the key whose id
-was given to openTunnel (`node`). So nothing in the URI is a secret.
+Each tunnel is a node of its own, whose key is derived from the relay's and from its name, so that the server URI is the
+same when it is opened again. Its id is the key of the server URI: a hidden server that knows the URI cannot be made to
+talk to anything else. The hidden server proves that it has the key whose id was given to openTunnel (`node`). So
+nothing in the URI is a secret.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tunneld.tunnel.keys import KeyRegistry
 from tunneld.tunnel.server_side import BackendServices, ServerSideSnapshot, TunnelContext
 
 SALT_BYTES = 16
-"""Random bytes from which a tunnel's key is derived, with the relay's key."""
+"""Random bytes from which the key of a tunnel without a name is derived, with the relay's key."""
 
 
 class EgtpServerSide(MuxServerSide):
@@ -39,7 +40,8 @@ class EgtpServerSide(MuxServerSide):
         relay = context.services.identity()
         if relay is None:
             raise UsageError("this relay has no egtp backend")
-        self._salt = context.snapshot.key if context.snapshot is not None else secrets.token_hex(SALT_BYTES)
+        self._salt = context.snapshot.key if context.snapshot is not None else context.holder
+        self._salt = self._salt or secrets.token_hex(SALT_BYTES)
         self.identity = derive(relay, self._salt)
         self.associations: dict[bytes, EgtpCarrier] = {}  # by the node's id and the one that the node gave
         self._nodes = {context.node}
@@ -57,6 +59,11 @@ class EgtpServerSide(MuxServerSide):
         if options.node:
             self._nodes.add(options.node)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether further associations may begin."""
+        return not self._closed
+
     def is_admitted(self, node: NodeId) -> bool:
         """Whether this node may serve the tunnel."""
         return str(node) in self._nodes
@@ -67,6 +74,14 @@ class EgtpServerSide(MuxServerSide):
         for key, other in list(self.associations.items()):
             if other is carrier:
                 del self.associations[key]
+        if not self.associations:
+            self._registry.forget(self)
+
+    def close(self) -> None:
+        """See `ServerSide.close`. Nodes with visitors find their associations until these have left."""
+        super().close()
+        if self.associations:
+            self._registry.keep(self)
 
     def export(self) -> ServerSideSnapshot:
         """See `ServerSide.export`. The next process derives the same key."""
@@ -85,11 +100,10 @@ def derive(relay: Identity, salt: str) -> Identity:
 
 def find_identity(registry: KeyRegistry, recipient: bytes) -> Identity | None:
     """The key of the tunnel with this node id, if there is one."""
-    side = registry.find(str(NodeId(recipient)))
-    return side.identity if isinstance(side, EgtpServerSide) else None
+    sides = find_sides(registry, NodeId(recipient))
+    return sides[0].identity if sides else None
 
 
-def find_side(registry: KeyRegistry, node: NodeId) -> EgtpServerSide | None:
-    """The server side with this node id, if there is one."""
-    side = registry.find(str(node))
-    return side if isinstance(side, EgtpServerSide) else None
+def find_sides(registry: KeyRegistry, node: NodeId) -> list[EgtpServerSide]:
+    """The server sides with this node id: those that drain, and last that of the open tunnel, if there is one."""
+    return [side for side in registry.find_all(str(node)) if isinstance(side, EgtpServerSide)]

@@ -16,18 +16,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import structlog
 import trio
 
 from tunneld.auth.handshakes import FailedProofError, HandshakeSupervisor, NothingReceivedError
-from tunneld.backends.egtp import EgtpServerSide, find_identity, find_side
+from tunneld.backends.egtp import EgtpServerSide, find_identity, find_sides
 from tunneld.backends.egtp_relay import CLASSIC_TYPES, NodeRelay
 from tunneld.backends.mux_side import carrier_limits
 from tunneld.config import schema
-from tunneld.egtp.carrier import AssociationLimits, EgtpCarrier
+from tunneld.egtp.carrier import EgtpCarrier
 from tunneld.egtp.handshake import NodeConnection, accept_session
+from tunneld.egtp.limits import MISSED_POLLS, AssociationLimits
 from tunneld.egtp.link import Link
+from tunneld.egtp.output import OutputBudget
 from tunneld.egtp.session import UNKNOWN_NODE
 from tunneld.engine.pump import Pump
 from tunneld.errors import (
@@ -37,13 +40,16 @@ from tunneld.errors import (
     NotAllowedError,
     RemoteProtocolError,
     TunneldError,
+    UsageError,
     reason_of,
 )
 from tunneld.mux.channel import Channel
 from tunneld.net.endpoint import Peer, format_peer
 from tunneld.net.listeners import ReloadableListener
+from tunneld.net.node_id import NodeId
 from tunneld.tls.identity import Identity
 from tunneld.tunnel.keys import KeyRegistry
+from tunneld.tunnel.tenants import Tenant
 from tunneld.wire.egtp.attaching import UNKNOWN_ASSOCIATION, AttachRequest
 from tunneld.wire.egtp.messages import MojoRequest
 from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, canonical_kind
@@ -103,6 +109,7 @@ class _EgtpPort:
         self._handshakes = handshakes
         self._registry = registry
         self._engine = engine
+        self._budgets: WeakKeyDictionary[Tenant, OutputBudget] = WeakKeyDictionary()
 
     def on_connection(self, connection: socket.socket, peer: Peer) -> None:
         """The listener accepted a connection: start its handshake."""
@@ -161,23 +168,32 @@ class _EgtpPort:
         attach = AttachRequest.parse(request.body)
         session = node.session
         assert session.peer is not None
-        side = find_side(self._registry, session.own_id)
-        if side is None:
-            raise NoSuchTunnelError(UNKNOWN_NODE)
+        side = self._side(session.own_id, session.peer.digest + attach.association)
         if not side.is_admitted(session.peer):
             raise FailedProofError(f"node {session.peer} may not serve this tunnel", str(session.peer))
+        if attach.poll_interval > (longest := self._settings().max_poll):
+            raise UsageError(f"node polls every {attach.poll_interval} s; the limit is {longest:g} s (egtp.max_poll)")
         carrier = self._association(side, attach, session.peer.digest, peer)
-        waiting = None if attach.fast_relay else carrier.collect(attach.received)
-        answer: Value = {b"result": b"no", b"received": carrier.inbox.next} if waiting is None else list(waiting)
+        attachment = carrier.attachment
+        attachment.patience = self._settings().resume_timeout + MISSED_POLLS * attach.poll_interval
+        waiting = None if attach.fast_relay else attachment.collect(attach.received)
+        answer: Value = {b"result": b"no", b"received": attachment.inbox.next} if waiting is None else list(waiting)
         await node.respond(request, answer)
         if carrier.over:
             raise NoSuchTunnelError("the tunnel closed")
         link = Link(self._engine, node.connection, session, node.frames, carrier.limits)
         if attach.fast_relay:
-            carrier.attach(link, attach.received)
+            attachment.attach(link, attach.received)
         else:
-            carrier.attach_polling(link)
+            attachment.attach_polling(link)
         log.debug("node connected", peer=format_peer(peer), node=str(session.peer))
+
+    def _side(self, node: NodeId, association: bytes) -> EgtpServerSide:
+        """The server side that has this association, else the one of the open tunnel. Raises `NoSuchTunnelError`."""
+        for side in find_sides(self._registry, node):
+            if association in side.associations or side.is_open:
+                return side
+        raise NoSuchTunnelError(UNKNOWN_NODE)
 
     def _association(self, side: EgtpServerSide, attach: AttachRequest, node: bytes, peer: Peer) -> EgtpCarrier:
         """The association that a node goes on with, or begins. Raises `NoSuchTunnelError`, `NotAllowedError` or
@@ -200,6 +216,7 @@ class _EgtpPort:
             initiator=False,
             limits=carrier_limits(settings, settings.connection_memory),
             times=AssociationLimits(settings.resume_timeout, settings.retransmission, settings.max_channels),
+            budget=self._budget(side),
         )
         carrier.turns.share = side.share(self._engine.budget)
         try:
@@ -209,6 +226,12 @@ class _EgtpPort:
             raise
         side.associations[key] = carrier
         return carrier
+
+    def _budget(self, side: EgtpServerSide) -> OutputBudget:
+        """What all associations of the tunnel's owner may keep."""
+        budget = self._budgets.setdefault(side.tenant, OutputBudget())
+        budget.limit = self._settings().kept_memory
+        return budget
 
 
 class _Association:
@@ -238,6 +261,12 @@ class _Association:
     def on_unresponsive(self) -> None:
         """The node did not answer; the server side prefers other ones from now on."""
         log.info("node does not answer", peer=format_peer(self._peer))
+
+    def on_output(self) -> None:
+        """Nothing: the node connects again, or polls."""
+
+    def on_polled(self, count: int) -> None:
+        """Nothing: a relay does not poll."""
 
     def on_detached(self, reason: str) -> None:
         """The connection is lost; the streams wait for the next one."""

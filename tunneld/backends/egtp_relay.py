@@ -26,7 +26,7 @@ from tunneld.egtp.handshake import NodeConnection
 from tunneld.egtp.mailbox import MailLimits
 from tunneld.egtp.modern import ModernEnvelopes
 from tunneld.egtp.passing import PassingLimits, PassingService
-from tunneld.egtp.service_connection import NodeEnvelopes, ServiceConnection
+from tunneld.egtp.service_connection import MAX_FIRST_FRAME, NodeEnvelopes, ServiceConnection
 from tunneld.egtp.service_task import READ_SIZE, serve_node
 from tunneld.errors import ConfigError, NotAllowedError, RemoteProtocolError, reason_of
 from tunneld.net.endpoint import Peer, format_peer
@@ -108,6 +108,7 @@ class NodeRelay:
         self._grants_of: schema.Settings | None = None
         self._rate = ""
         self._buckets: Buckets
+        self._turn = trio.Lock()  # of the connections, to open and seal envelopes
         self._new_sessions = Buckets(CLASSIC_SESSIONS, 1)
         self._classic: tuple[bytes, MesgenSessions] | None = None  # with the relay's classic id
         self._nursery: trio.Nursery
@@ -155,10 +156,13 @@ class NodeRelay:
         own_id, sessions = self._classic_sessions()
         admits = lambda: self._new_sessions.take("", trio.current_time())  # noqa: E731
         served = self._connection(own_id, ClassicEnvelopes(sessions, admits), FrameReader())
-        done = served.receive(received)
+        left, done = MAX_FIRST_FRAME, served.receive(received)
         while served.heard is None:
             if not done:
-                raise RemoteProtocolError("too many messages of unknown sessions")
+                async with self._turn:
+                    await trio.lowlevel.checkpoint()
+                    done = served.receive(b"")
+                continue
             if served.outgoing:  # a reject: the node knows a former process of this relay
                 await trio.lowlevel.wait_writable(connection)
                 del served.outgoing[: connection.send(served.outgoing)]
@@ -166,6 +170,9 @@ class NodeRelay:
             data = connection.recv(READ_SIZE)
             if not data:
                 raise NothingReceivedError("the node closed the connection before it was known")
+            left -= len(data)
+            if left < 0:
+                raise RemoteProtocolError("too many messages of unknown sessions")
             done = served.receive(data)
         self._start(connection, served, peer)
 
@@ -192,7 +199,7 @@ class NodeRelay:
             if len(scopes) > MAX_CONNECTIONS:
                 scopes[0].cancel()
             try:
-                reason = await serve_node(connection, served, self._settings().egtp.heartbeat)
+                reason = await serve_node(connection, served, self._settings().egtp.heartbeat, self._turn)
             except Exception:
                 reason = "internal error"
                 log.exception("connection of a node failed: a bug", peer=format_peer(peer))

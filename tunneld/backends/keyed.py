@@ -210,6 +210,7 @@ def serve(tls: TlsSocket, early: bytes, context: TunnelContext, peer: Peer) -> T
 
     assert isinstance(context.engine, Pump)
     end = TlsEnd(context.engine, tls)
+    end.may_leave = context.private
     end.unread(early)
     end.start()
     return TlsServerConnection(end, tls.connection, peer)

@@ -12,6 +12,10 @@ from tunneld.cli.common import Parser
 REFERENCE = ("ref", "REF", "id, name, URI, port or host name of the tunnel, as shown by `tunnel list`")
 
 
+DEFAULT_INTERVAL, MIN_INTERVAL, MAX_INTERVAL = 2.0, 0.5, 3600.0
+"""Seconds between two requests of `tunnel top`. More than two a second would be a load, and unreadable."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verb:
     """A command of `tunnel`: its verb in the control protocol, and its arguments. verbs.py has its function."""
@@ -146,6 +150,43 @@ def add_verb(parser: Parser, verb: Verb) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, one object per line")
     add_relay_options(parser)
     parser.set_defaults(command=_command(verb.name))
+
+
+def add_top(parser: Parser) -> None:
+    """Add the arguments and options of `tunnel top`."""
+    from tunneld.cli.access import add_relay_options, parsed  # noqa: PLC0415 - as above
+    from tunneld.cli.top_rows import DEFAULT_SORT, SORTS  # noqa: PLC0415 - as above
+
+    name, metavar, _ = REFERENCE
+    parser.add_argument(name, metavar=metavar, nargs="?", help="show the visitors of this tunnel")
+    parser.add_argument("--once", action="store_true", help="print the rates of one interval, and exit")
+    parser.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=partial(parsed, parse_interval),
+        default=DEFAULT_INTERVAL,
+        help="time between two requests to the relay (default: %(default)g)",
+    )
+    parser.add_argument("--sort", choices=SORTS, default=DEFAULT_SORT, help="column to sort by (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line, with --once")
+    add_relay_options(parser)
+    parser.set_defaults(command=_top)
+
+
+def parse_interval(text: str) -> float:
+    """Read the value of `--interval`. Raises `ValueError`."""
+    from tunneld.policy.units import parse_positive_seconds  # noqa: PLC0415 - as above
+
+    value = parse_positive_seconds(text)
+    if not MIN_INTERVAL <= value <= MAX_INTERVAL:
+        raise ValueError(f"not a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}")
+    return value
+
+
+async def _top(options: argparse.Namespace) -> int:
+    from tunneld.cli import top  # noqa: PLC0415 - --help does without
+
+    return await top.run(options)
 
 
 def _add_share(parser: Parser) -> None:

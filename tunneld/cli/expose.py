@@ -4,7 +4,8 @@
     ├─ writers               standard output, standard error
     ├─ signals               INT, TERM, HUP: drain, again: stop
     ├─ network monitor       see agent/network.py
-    ├─ status line           on a terminal
+    ├─ panel                 on a terminal, see panel.py
+    ├─ probes                see probes.py
     ├─ engine                all data of visitors, see engine/
     └─ exposure              see agent/expose.py
 
@@ -17,31 +18,30 @@ import argparse
 import gc
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import trio
 
 from tunneld import log
 from tunneld.agent.config import plan_of
-from tunneld.agent.events import Reporter, Stats
+from tunneld.agent.events import Activity, Reporter
 from tunneld.agent.expose import Exposure, open_exposure
+from tunneld.agent.folder import folder_of, serving_folder
 from tunneld.agent.network import NetworkMonitor
 from tunneld.agent.relay_connection import RelayConnection
+from tunneld.agent.status import AgentStatus
 from tunneld.cli.access import access, as_option
 from tunneld.cli.agent_log import print_line
-from tunneld.cli.board import Board, Writer
 from tunneld.cli.common import leaves_of, status_of
-from tunneld.cli.reporters import JsonReporter, LineReporter, LiveReporter, QuietReporter, local_time
+from tunneld.cli.output import AgentOutput, line_reporter, open_output
+from tunneld.cli.panel import Panel
+from tunneld.cli.probes import open_probes
+from tunneld.cli.reporters import CodeReporter, LineReporter, PanelReporter
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
-from tunneld.errors import TunneldError
-from tunneld.log import is_journal
+from tunneld.errors import TunneldError, UsageError
 from tunneld.net.sockets import raise_descriptor_limit
-
-STDOUT, STDERR = 1, 2
-
 
 STOPPED_BY_SIGNAL = "told to stop"
 """The reason in the `closed` event of a tunnel that a signal ended."""
@@ -71,18 +71,42 @@ def _status_of_said(error: Exception, reporters: list[Reporter]) -> int | None:
 
 async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None:
     """Do that; the reporter is added to `reporters` for the time after."""
+    folder = folder_of(options.target)
+    if folder is not None:
+        async with serving_folder(folder) as target:
+            scheme = "http" if options.scheme in {None, "tcp"} else options.scheme
+            vars(options).update(target=target, scheme=scheme)
+            await _expose(options, reporters, str(folder))
+        return
+    await _expose(options, reporters, options.target)
+
+
+async def _expose(options: argparse.Namespace, reporters: list[Reporter], shown: str) -> None:
+    """Expose a local server, which is `shown` as this."""
     config, relay_access = plan_of(vars(options), as_option), access(options)
+    if options.qr and (options.json or options.quiet):
+        raise UsageError(f"--qr cannot be combined with {'--json' if options.json else '--quiet'}")
     prepare()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*signals_to_handle()))
-        out, err, board = await open_output(stack, options)
+        output = await stack.enter_async_context(open_output(options))
         current: list[Exposure] = []  # empty until the exposure is open
 
-        def stats() -> Stats:
-            return current[0].stats if current else Stats()
+        def activity() -> Activity:
+            return current[0].activity if current else Activity()
 
-        reporter = make_reporter(options, out, err, config.scheme, board=board, stats=stats)
-        reporters.append(reporter)
+        panel = Panel(
+            shown if config.target.path else str(config.target),
+            relay_access.where,
+            activity,
+            keys=output.has_keys,
+            show_code=options.qr,
+            colours=output.board.colours,
+        )
+        reporters.append(_reporter(options, output, config.scheme, panel))
+        status = AgentStatus()
+        reporter = status.observe("", reporters[0], activity)
+        await stack.enter_async_context(open_probes(options, status, output, {"": config.scheme}))
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor, engine = NetworkMonitor(), new_engine(poll_timeout=POLL_TIMEOUT)
@@ -93,25 +117,9 @@ async def _serve(options: argparse.Namespace, reporters: list[Reporter]) -> None
         async with open_exposure(config, relay, reporter, engine, monitor) as exposure:
             current.append(exposure)
             nursery.start_soon(_handle_signals, signals, exposure, config.drain_timeout, scope)
-            nursery.start_soon(board.run)
+            nursery.start_soon(output.show, panel, panel.on_key)
             await exposure.run()
         nursery.cancel_scope.cancel()
-
-
-async def open_output(stack: AsyncExitStack, options: argparse.Namespace) -> tuple[Writer, Writer, Board]:
-    """Open standard output and standard error for the length of `stack`, with the status lines on the latter.
-
-    Only with `--json` does the agent end when the reader of standard output is gone: nothing else reads its events. A
-    script that has read the address needs no more of it.
-    """
-    err = await stack.enter_async_context(Writer(STDERR, vital=False).open())
-    board = Board(err)
-
-    def on_failure(reason: str) -> None:
-        board.notice(f"{reason}; the agent keeps serving, and prints no more addresses there")
-
-    out = Writer(STDOUT, vital=options.json, on_failure=on_failure)
-    return await stack.enter_async_context(out.open()), err, board
 
 
 def prepare() -> None:
@@ -121,25 +129,13 @@ def prepare() -> None:
     gc.freeze()  # scanning the modules for garbage would stop all relays for some milliseconds
 
 
-def make_reporter(
-    options: argparse.Namespace,
-    out: Writer,
-    err: Writer,
-    scheme: str,
-    name: str = "",
-    *,
-    board: Board,
-    stats: Callable[[], Stats],
-) -> Reporter:
-    """Make the reporter that fits the options and the terminal; see reporters.py."""
-    clock = str if is_journal(sys.stderr) else local_time
-    if options.json:
-        return JsonReporter(out, scheme, name)
-    if options.quiet:
-        return QuietReporter(out, err, scheme, name, clock=clock)
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return LiveReporter(out, board, scheme, name, stats=stats, clock=clock)
-    return LineReporter(out, err, scheme, name, clock=clock)
+def _reporter(options: argparse.Namespace, output: AgentOutput, scheme: str, panel: Panel) -> Reporter:
+    """The reporter that fits the options and the terminal."""
+    if output.is_live:
+        return PanelReporter(output.out, output.board, panel, scheme)
+    if options.qr:
+        return CodeReporter(output.out, output.err, scheme)
+    return line_reporter(options, output, scheme)
 
 
 def signals_to_handle() -> list[signal.Signals]:

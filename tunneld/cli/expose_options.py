@@ -28,6 +28,7 @@ def add_expose(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help=KEYS["target"].summary)
     add_relay_options(parser)
     _add_output_options(parser.add_argument_group("output options"))
+    _add_probes(parser)
     for name, title in GROUPS.items():
         _add_keys(parser.add_argument_group(title), name)
     parser.set_defaults(command=_expose)
@@ -40,6 +41,7 @@ def add_up(parser: Parser) -> None:
     parser.add_argument("--file", metavar="FILE", type=Path, help=file_help)
     parser.add_argument("--check", action="store_true", help="report errors in the file and exit")
     _add_verbosity(parser.add_argument_group("output options"))
+    _add_probes(parser)
     parser.set_defaults(command=_up)
 
 
@@ -73,7 +75,16 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     http_help, https_help = "print the address as http://HOST:PORT/", "print the address as https://HOST:PORT/"
     scheme.add_argument("--http", dest="scheme", action="store_const", const="http", help=http_help)
     scheme.add_argument("--https", dest="scheme", action="store_const", const="https", help=https_help)
+    group.add_argument("--qr", action="store_true", help="print the address as a QR code, too")
     _add_verbosity(group)
+
+
+def _add_probes(parser: Parser) -> None:
+    group = parser.add_argument_group("probes")
+    file_help = "file that exists while visitors can come, with the addresses"
+    group.add_argument("--ready-file", metavar="FILE", type=Path, help=file_help)
+    status_help = "serve /healthz, /readyz and /metrics over HTTP here, by default on 127.0.0.1"
+    group.add_argument("--status-address", metavar="[ADDRESS:]PORT", help=status_help)
 
 
 def _add_verbosity(group: argparse._ArgumentGroup) -> None:

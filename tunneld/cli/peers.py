@@ -70,8 +70,8 @@ def add_visit(parser: Parser) -> None:
     add(
         "--once",
         metavar="CODE",
-        help="one visit with a code of `tunnel invite`, in place of NAME@PEER; needs no key and no credential; -: read "
-        "the code from standard input",
+        help="one session with a code of `tunnel invite`, in place of NAME@PEER; needs no key and no credential; -: "
+        "read the code from standard input",
     )
     add("--identity", metavar="FILE", type=Path, help=IDENTITY_FILE)
     add(
@@ -80,6 +80,20 @@ def add_visit(parser: Parser) -> None:
         type=partial(parsed, parse_positive_seconds),
         default=60.0,
         help="how long a connection may be idle after one direction has ended (default: %(default)g)",
+    )
+    add(
+        "--idle",
+        metavar="SECONDS",
+        type=partial(parsed, parse_positive_seconds),
+        default=600.0,
+        help="end the session after this time without a connection; the next one begins another (default: %(default)g)",
+    )
+    add(
+        "--wait",
+        metavar="SECONDS",
+        type=partial(parsed, parse_positive_seconds),
+        default=10.0,
+        help="how long a connection waits while the relay or the other end is away (default: %(default)g)",
     )
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument("--json", action="store_true", help="print every event as JSON, one object per line")

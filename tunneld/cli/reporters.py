@@ -1,8 +1,8 @@
-"""The four output formats of `tunnel expose` and `tunnel up`.
+"""The output formats of `tunnel expose` and `tunnel up`.
 
     standard output              standard error
     address                      one line per event               LineReporter
-    address                      errors above status lines        LiveReporter, on a terminal; see board.py
+    address                      errors above a view              TableReporter or PanelReporter, on a terminal
     address                      errors                           QuietReporter
     one JSON object per event                                     JsonReporter
 
@@ -16,15 +16,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from tunneld.agent.events import Field, Stats
-from tunneld.cli.board import Board, Writer
+from tunneld.agent.events import Field
+from tunneld.cli.board import Board
+from tunneld.cli.exposure_table import ExposureTable, Row
+from tunneld.cli.panel import Panel
+from tunneld.cli.qr import qr_lines
+from tunneld.cli.styled import GREEN, PLAIN, RED, YELLOW
 from tunneld.cli.tables import json_line
+from tunneld.cli.writer import Writer
 from tunneld.net.endpoint import Endpoint
 from tunneld.policy.units import count, format_size
 
 Clock = Callable[[], str]
-FAILURES = frozenset({"failed", "trouble", "unhealthy", "uncertified", "reconnecting", "ended"})
+FAILURES = frozenset({"broken", "failed", "trouble", "unhealthy", "uncertified", "reconnecting", "ended"})
 """The events that begin with the time."""
+STYLES = {"ended": RED, "healthy": GREEN, "resumed": GREEN, "certified": GREEN}
+"""On a terminal with colours; other failures are yellow."""
 
 
 def local_time() -> str:
@@ -50,11 +57,12 @@ class LineReporter:
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the event."""
         if event == "opened":
-            self._announce(f"{self._label()}{public_address(str(fields['address']), self._scheme)}")
+            address = public_address(str(fields["address"]), self._scheme, str(fields.get("ports", "")))
+            self._announce(f"{self._label()}{address}")
         else:
             time = self._clock() if event in FAILURES else ""
-            words = [time, f"{self._name}:" if self._name else "", sentence(event, fields)]
-            self._notice(" ".join(filter(None, words)))
+            said = " ".join(filter(None, [f"{self._name}:" if self._name else "", sentence(event, fields)]))
+            self._notice(time, said, STYLES.get(event, YELLOW if event in FAILURES else PLAIN))
         if event == "closed":
             self.closed_for = str(fields["reason"])
 
@@ -64,8 +72,16 @@ class LineReporter:
     def _announce(self, line: str) -> None:
         self._out.put(line + "\n")
 
-    def _notice(self, line: str) -> None:
-        self._err.put(line + "\n")
+    def _notice(self, time: str, said: str, _style: str) -> None:
+        self._err.put(" ".join(filter(None, [time, said])) + "\n")
+
+
+class CodeReporter(LineReporter):
+    """The same, and the address as a QR code as well."""
+
+    def _announce(self, line: str) -> None:
+        super()._announce(line)
+        self._err.put("\n".join(text for code in qr_lines(line, colours=False) for text, _ in code) + "\n")
 
 
 class QuietReporter(LineReporter):
@@ -75,39 +91,43 @@ class QuietReporter(LineReporter):
 
     def report(self, event: str, /, **fields: Field) -> None:
         """Print the address, or the error."""
-        if event not in {"closed", "admitted"}:
+        if event not in {"closed", "admitted", "connected", "idle"}:
             super().report(event, **fields)
 
 
-class LiveReporter(LineReporter):
-    """For terminals: a status line at the bottom, and errors above it."""
+class _LiveReporter(LineReporter):
+    """On a terminal: the events that are no failures are only shown by the view."""
 
     wants_visitors = False
 
-    def __init__(
-        self,
-        out: Writer,
-        board: Board,
-        scheme: str,
-        name: str = "",
-        *,
-        stats: Callable[[], Stats] = Stats,
-        clock: Clock = local_time,
-    ) -> None:
+    def __init__(self, out: Writer, board: Board, scheme: str, name: str = "", *, clock: Clock = local_time) -> None:
         super().__init__(out, board.err, scheme, name, clock=clock)
         self._board = board
-        self._row = board.add(name, stats)
-        self._out_is_terminal = out.is_terminal  # then the address must be printed above the status lines
+        self._out_is_terminal = out.is_terminal  # then the address must not be printed into the view
+
+    def _notice(self, time: str, said: str, style: str) -> None:
+        self._board.notice(said, style, time=time)
+
+
+class TableReporter(_LiveReporter):
+    """For several exposures: a table at the bottom; addresses and errors are printed above it."""
+
+    def __init__(
+        self, out: Writer, board: Board, table: ExposureTable, row: Row, scheme: str, *, clock: Clock = local_time
+    ) -> None:
+        super().__init__(out, board, scheme, row.name, clock=clock)
+        self._table = table
+        self._row = row
 
     def report(self, event: str, /, **fields: Field) -> None:
-        """Print what `LineReporter` prints, and update the status line."""
+        """Print what `LineReporter` prints, and update the line of the exposure."""
         if event in {"closed", "ended"}:
-            self._board.remove(self._row)
+            self._table.remove(self._row)
         super().report(event, **fields)
         self._row.update(event, fields)
 
     def _label(self) -> str:
-        return self._board.label(self._name) if self._out_is_terminal and self._name else super()._label()
+        return self._table.label(self._name) if self._out_is_terminal else super()._label()
 
     def _announce(self, line: str) -> None:
         if self._out_is_terminal:
@@ -115,8 +135,28 @@ class LiveReporter(LineReporter):
         else:
             super()._announce(line)
 
-    def _notice(self, line: str) -> None:
-        self._board.notice(line)
+
+class PanelReporter(_LiveReporter):
+    """For one exposure: the panel shows its address; errors are printed above."""
+
+    def __init__(self, out: Writer, board: Board, panel: Panel, scheme: str, *, clock: Clock = local_time) -> None:
+        super().__init__(out, board, scheme, clock=clock)
+        self._panel = panel
+
+    def report(self, event: str, /, **fields: Field) -> None:
+        """Print what `LineReporter` prints, and update the panel."""
+        self._panel.update(event, fields)
+        super().report(event, **fields)
+        if event == "closed":
+            self._board.view = None
+        self._board.redraw()
+
+    def _announce(self, line: str) -> None:
+        former, self._panel.address = self._panel.address, line
+        if not self._out_is_terminal:
+            super()._announce(line)
+        elif former and former != line:
+            self._notice(self._clock(), f"the address has changed: {former} is now {line}", YELLOW)
 
 
 class JsonReporter:
@@ -133,13 +173,15 @@ class JsonReporter:
     def report(self, event: str, /, **fields: Field) -> None:
         """Print one object with `time`, `event`, `exposure` if there are several, and the fields of the event."""
         if event == "opened":
-            fields["address"] = public_address(str(fields["address"]), self._scheme)
+            fields["address"] = public_address(str(fields["address"]), self._scheme, str(fields.get("ports", "")))
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._out.put(json_line({"time": time, "event": event, **self._exposure, **fields}))
 
 
-def public_address(client_uri: str, scheme: str) -> str:
-    """Format the public address: the client URI, or `http://HOST:PORT/`."""
+def public_address(client_uri: str, scheme: str, ports: str = "") -> str:
+    """Format the public address: the client URI, or `http://HOST:PORT/`; with several ports `tcp://HOST:20000-20010`."""
+    if ports:
+        return f"{scheme}://{Endpoint.parse(client_uri).authority.rpartition(':')[0]}:{ports}"
     return client_uri if scheme == "tcp" else f"{scheme}://{Endpoint.parse(client_uri).authority}/"
 
 
@@ -147,6 +189,9 @@ SENTENCES = {
     "visitor": "visitor {visitor}",
     "visiting": "client {visitor}: visiting {peer} ({id}), end-to-end: yes",
     "admitted": "visitor {visitor} is {peer} ({id}), end-to-end: yes",
+    "connected": "connected to {peer} ({id}), end-to-end: yes",
+    "idle": "no connection for {seconds:g} s: the session with {peer} has ended",
+    "broken": "the session with {peer} was broken on its way: {reason}",
     "left": "left {visitor} up={up} down={down}: {reason}",
     "inspecting": "inspector: {url}",
     "resumed": "reconnected: tunnel {id} is still open",

@@ -62,6 +62,10 @@ VISITORS = (
 )
 OF_SOME_VISITORS = ("host", "credential")
 """Columns that are left out for people where no visitor has such a fact."""
+GAP = "  "
+"""Between two columns."""
+SPARE = ("up", "down", "age", "owner", "phase")
+"""Columns of the short table that a narrow terminal does without, the first of them first; `tunnel show` has them."""
 RESERVATIONS = (
     *(TableColumn(key) for key in ("name", "owner", "backend", "address")),
     TableColumn("server_port", right=True),
@@ -83,13 +87,25 @@ CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "needs_restart
 SHORT_CHANGES = tuple(TableColumn(key) for key in ("key", "old", "new", "applies"))
 
 
-def short_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
-    """The columns of `list` for people: without keys, and without columns that tell nothing."""
+def short_columns(records: Sequence[Record], width: int) -> Sequence[TableColumn]:
+    """The columns of `list` for people: without keys, without columns that tell nothing, and without some `SPARE` ones
+    where a line would have more than `width` characters.
+    """
     owners = {record.get("owner", "").partition("@")[0] for record in records}
     empty = {key for key in COUNTS if all(record.get(key, "0") == "0" for record in records)}
     if len(owners) < MIN_OWNERS:
         empty.add("owner")
-    return [column for column in SHORT if column.key not in empty]
+    columns = [column for column in SHORT if column.key not in empty]
+    for spare in SPARE:
+        if sum(_widths(_rows(records, columns))) + len(GAP) * (len(columns) - 1) <= width:
+            break
+        columns = [column for column in columns if column.key != spare]
+    return columns
+
+
+def advertised(records: Sequence[Record]) -> Sequence[Record]:
+    """The records of tunnels, with the address that a browser needs where that is known."""
+    return [{**record, "client": record["url"]} if "url" in record else record for record in records]
 
 
 def visitor_columns(records: Sequence[Record]) -> Sequence[TableColumn]:
@@ -104,10 +120,19 @@ def table(records: Sequence[Record], columns: Sequence[TableColumn], form: Form)
         return json_lines(records)
     if form is Form.FIELDS:
         return "".join(_fields(printable(record.get(column.key, "")) for column in columns) for record in records)
-    rows = [[column.key.upper().replace("_", " ") for column in columns]]
-    rows += [[for_people(column.key, record.get(column.key, "")) or "-" for column in columns] for record in records]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    rows = _rows(records, columns)
+    widths = _widths(rows)
     return "".join(_aligned(row, widths, columns) for row in rows)
+
+
+def _rows(records: Sequence[Record], columns: Sequence[TableColumn]) -> Sequence[Sequence[str]]:
+    """The cells of a table for people, headings first."""
+    rows = [[column.key.upper().replace("_", " ") for column in columns]]
+    return rows + [[for_people(one.key, record.get(one.key, "")) or "-" for one in columns] for record in records]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> Sequence[int]:
+    return [max(map(len, cells)) for cells in zip(*rows, strict=True)]
 
 
 def facts(record: Record, form: Form) -> str:
@@ -151,4 +176,4 @@ def _aligned(row: Sequence[str], widths: Sequence[int], columns: Sequence[TableC
         f"{cell:>{width}}" if column.right else f"{cell:<{width}}"
         for cell, width, column in zip(row, widths, columns, strict=True)
     )
-    return "  ".join(cells).rstrip() + "\n"
+    return GAP.join(cells).rstrip() + "\n"

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from tunneld.cli.commands import VERBS, add_verb
+from tunneld.cli.commands import VERBS, add_top, add_verb
 from tunneld.cli.common import Parser, run
 
 EXPOSE = "make a local server reachable until interrupted"
 UP = "make the local servers in a configuration file reachable"
+TOP = "show the rates of tunnels and visitors, live"
 CREDENTIAL = "manage the credentials of the relay on this machine"
 PRIVATE = {
     "visit": "connect to a private tunnel",
@@ -47,6 +48,7 @@ def _made() -> Parser:
         ("up", UP, _add_up),
         ("credential", CREDENTIAL, _add_credential),
         *[(name, summary, partial(_add_private, name)) for name, summary in PRIVATE.items()],
+        ("top", TOP, add_top),
         *[(verb.name, verb.summary, partial(add_verb, verb=verb)) for verb in VERBS],
     ]
     for name, summary, fill in fills:

@@ -4,7 +4,8 @@
     ├─ writers               standard output, standard error
     ├─ signals               INT, TERM: drain, again: stop.  HUP: read the file again
     ├─ network monitor       see agent/network.py
-    ├─ status lines          on a terminal
+    ├─ table                 on a terminal, see exposure_table.py
+    ├─ probes                see probes.py
     └─ exposures             see agent/exposures.py
 
 The exit status after a signal is 0, or that of the first exposure that failed permanently.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +27,19 @@ import trio
 
 from tunneld.agent.access import RelayAccess
 from tunneld.agent.config import Changes, ExposureConfig, conflict
+from tunneld.agent.events import Activity, Reporter
 from tunneld.agent.expose_file import ExposeFile, load_plans
 from tunneld.agent.exposures import Exposures, ExposureSpec
 from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.status import AgentStatus
 from tunneld.cli.access import access, add_relay_options, from_terminal
 from tunneld.cli.board import Board
 from tunneld.cli.common import Parser, say, status_of
-from tunneld.cli.expose import STOPPED_BY_SIGNAL, make_reporter, open_output, prepare
+from tunneld.cli.expose import STOPPED_BY_SIGNAL, prepare
+from tunneld.cli.exposure_table import ExposureTable
+from tunneld.cli.output import AgentOutput, line_reporter, open_output
+from tunneld.cli.probes import open_probes
+from tunneld.cli.reporters import TableReporter
 from tunneld.config.places import user_file
 from tunneld.errors import ConfigError, TunneldError, UsageError
 
@@ -80,22 +87,40 @@ async def run(options: argparse.Namespace) -> int:
     async with AsyncExitStack() as stack:
         until_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # not under nohup
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        out, err, board = await open_output(stack, options)
+        output, table = await stack.enter_async_context(open_output(options)), ExposureTable()
         scope = stack.enter_context(trio.CancelScope())
         nursery = await stack.enter_async_context(trio.open_nursery())
         monitor = NetworkMonitor()
-        exposures = Exposures(
-            lambda name, config, stats: make_reporter(options, out, err, config.scheme, name, board=board, stats=stats),
-            monitor,
-        )
+        status, schemes = AgentStatus(), {name: spec.config.scheme for name, spec in specs.items()}
+        await stack.enter_async_context(open_probes(options, status, output, schemes))
+
+        def new_reporter(name: str, config: ExposureConfig, activity: Callable[[], Activity]) -> Reporter:
+            schemes[name] = config.scheme
+            return status.observe(name, _new_reporter(options, output, table, name, config, activity), activity)
+
+        exposures = Exposures(new_reporter, monitor)
         nursery.start_soon(monitor.run)
-        nursery.start_soon(board.run)
-        reload = partial(_reload, source, exposures, board)
+        nursery.start_soon(output.show, table, lambda _key: None)
+        reload = partial(_reload, source, exposures, output.board, status)
         handle_signals = partial(_handle_signals, signals, exposures, scope, reload, until_hangup=until_hangup)
         nursery.start_soon(handle_signals)
         await exposures.run(specs)
         nursery.cancel_scope.cancel()
     return next(map(status_of, exposures.failures.values()), os.EX_OK)
+
+
+def _new_reporter(
+    options: argparse.Namespace,
+    output: AgentOutput,
+    table: ExposureTable,
+    name: str,
+    config: ExposureConfig,
+    activity: Callable[[], Activity],
+) -> Reporter:
+    """The reporter of an exposure that fits the options and the terminal."""
+    if output.is_live:
+        return TableReporter(output.out, output.board, table, table.add(name, activity), config.scheme)
+    return line_reporter(options, output, config.scheme, name)
 
 
 def default_file() -> Path:
@@ -148,7 +173,7 @@ def _previous_secret(previous: RelayAccess, name: str) -> str:
     return previous.credential[1]
 
 
-def _reload(source: ExposureSource, exposures: Exposures, board: Board) -> None:
+def _reload(source: ExposureSource, exposures: Exposures, board: Board, status: AgentStatus) -> None:
     """Read the file again and apply it. If it has an error, that is printed and nothing changes."""
     try:
         changes = exposures.apply(source.read())
@@ -158,6 +183,8 @@ def _reload(source: ExposureSource, exposures: Exposures, board: Board) -> None:
     except (TunneldError, OSError) as error:
         board.notice(f"{source.path}: not reloaded, nothing was changed: {error}")
     else:
+        for name in changes.removed:
+            status.forget(name)
         board.notice(f"{source.path}: reloaded: {summary(changes)}")
 
 

@@ -6,6 +6,7 @@ Their names, arguments and options are in commands.py.
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from tunneld.cli.tables import (
     VISITORS,
     Form,
     Record,
+    advertised,
     facts,
     json_lines,
     short_columns,
@@ -74,10 +76,16 @@ async def address(client: Client, options: argparse.Namespace, shape: Form) -> s
 
 async def list_tunnels(client: Client, options: argparse.Namespace, shape: Form) -> str:
     """Return a table of all tunnels; for people one that fits most terminals, unless they ask for `--keys`."""
-    records = (await client.call("list")).items
+    records: Sequence[Mapping[str, str]] = (await client.call("list")).items
+    if shape is Form.PEOPLE:
+        records = advertised(records)
     if shape is not Form.PEOPLE or options.keys:
         return table(records, TUNNELS, shape)
-    return table(records, short_columns(records), shape) if records else "no open tunnels\n"
+    return (
+        table(records, short_columns(records, shutil.get_terminal_size().columns), shape)
+        if records
+        else "no open tunnels\n"
+    )
 
 
 async def show(client: Client, options: argparse.Namespace, shape: Form) -> str:

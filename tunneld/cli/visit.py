@@ -3,7 +3,8 @@
 run
 ├─ engine              all data, see engine/
 ├─ writers             standard output: the address; standard error: events
-└─ VisitPort           a visit for each client of the port, see agent/visit.py; or, with -W, one visit
+├─ NetworkMonitor      notices that the network has changed
+└─ VisitPort           a stream for each client, in few sessions, see agent/visit_port.py; or, with -W, one of each
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from contextlib import AsyncExitStack
 import trio
 
 from tunneld.agent.events import Reporter
-from tunneld.agent.visit import VisitedTunnel, VisitPort, open_visit
+from tunneld.agent.network import NetworkMonitor
+from tunneld.agent.visit import VisitedTunnel, open_session
+from tunneld.agent.visit_port import VisitPort
+from tunneld.agent.visit_sessions import VisitLimits, VisitSessions
 from tunneld.cli.access import access
-from tunneld.cli.board import Writer
 from tunneld.cli.common import complain, printable
-from tunneld.cli.expose import STDERR, STDOUT, prepare
+from tunneld.cli.expose import prepare
+from tunneld.cli.output import STDERR, STDOUT
 from tunneld.cli.reporters import JsonReporter, LineReporter, QuietReporter
+from tunneld.cli.writer import Writer
 from tunneld.config.trust import TrustedPeers, load_identity
 from tunneld.engine import new_engine
 from tunneld.engine.engine import Relay, RelayEnd
@@ -38,6 +43,8 @@ from tunneld.tls.one_time import OneTimeCode
 LOOPBACK = "127.0.0.1"
 CHUNK = 65536
 """Bytes read from a file at a time."""
+HANGUP_TIMEOUT = 1.0
+"""Seconds for a visit to end after SIGHUP: some round trips. The other end would report a broken connection."""
 BACKLOG = 128
 """Clients that may wait to be accepted."""
 
@@ -59,12 +66,15 @@ async def run(options: argparse.Namespace) -> int:
         engine = new_engine(poll_timeout=POLL_TIMEOUT)
         await nursery.start(engine.run)
         nursery.start_soon(_cancel_on_signal, signals, scope)
-        visits = 1 if options.once else None
-        port = VisitPort(
-            engine, access(options), tunnel, reporter, linger=options.linger, max_visits=visits, on_over=scope.cancel
-        )
+        monitor = NetworkMonitor()
+        nursery.start_soon(monitor.run)
+        limits = VisitLimits(options.idle, options.wait)
+        on_over = scope.cancel if options.once else None
+        sessions = VisitSessions(engine, access(options), tunnel, reporter, monitor, limits, on_over=on_over)
+        port = VisitPort(engine, sessions, tunnel, reporter, linger=options.linger)
         listener = stack.enter_context(_listen(*where))
         address = format_peer(listener.getsockname())
+        await sessions.start()
         reporter.report("opened", address=address, peer=tunnel.title, id=str(tunnel.host))
         if not options.json and not options.quiet:
             err.put(printable(f"{address} leads to {tunnel.title} ({tunnel.host})") + "\n")
@@ -123,7 +133,7 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 
 async def _visit_on_stdio(options: argparse.Namespace, tunnel: VisitedTunnel) -> None:
-    """One visit between standard input and output. Raises `RelayUnreachableError` where it is cut."""
+    """One stream between standard input and output. Raises `RelayUnreachableError` where it is cut."""
     ended = trio.Event()
     result: list[RelayEnd] = []
 
@@ -131,19 +141,30 @@ async def _visit_on_stdio(options: argparse.Namespace, tunnel: VisitedTunnel) ->
         result.append(end)
         ended.set()
 
-    async with trio.open_nursery() as nursery:
-        engine = new_engine(poll_timeout=POLL_TIMEOUT)
-        await nursery.start(engine.run)
-        end = await open_visit(engine, access(options), tunnel)
-        if not options.quiet:
-            complain(printable(f"tunnel: {tunnel.title} ({tunnel.host}), end-to-end: yes"))
-        stream = StandardStream()
-        engine.join(StreamEnd(end.engine, stream), end, linger=options.linger, on_end=on_end)
-        await ended.wait()
-        await stream.closed.wait()  # what the relay has delivered may still be on its way to standard output
-        nursery.cancel_scope.cancel()
-    if result[0].error is not None:
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_after_hangup, hangups, nursery.cancel_scope)
+            engine = new_engine(poll_timeout=POLL_TIMEOUT)
+            await nursery.start(engine.run)
+            session = await open_session(engine, access(options), tunnel)
+            if not options.quiet:
+                complain(printable(f"tunnel: {tunnel.title} ({tunnel.host}), end-to-end: yes"))
+            stream = StandardStream()
+            channel = session.open()
+            engine.join(StreamEnd(channel.engine, stream), channel, linger=options.linger, on_end=on_end)
+            await ended.wait()
+            await stream.closed.wait()  # what the relay has delivered may still be on its way to standard output
+            await session.finish()
+            nursery.cancel_scope.cancel()
+    if result and result[0].error is not None:
         raise RelayUnreachableError(f"the visit to {tunnel.title} was cut: {result[0]}")
+
+
+async def _cancel_after_hangup(hangups: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """Ssh sends SIGHUP when it has ended, and waits: both directions are about to end by themselves."""
+    async for _ in hangups:
+        await trio.sleep(HANGUP_TIMEOUT)
+        scope.cancel()
 
 
 class StandardStream(trio.abc.HalfCloseableStream):

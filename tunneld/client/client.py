@@ -96,8 +96,8 @@ class Client:
     """A control connection, made by `connect`.
 
     `relay` is the relay's URI, `tls` the context that was passed to `connect`, `version` the version of tunneld on the
-    relay; `relay_host` and `local_host` are the addresses of the connection's two ends. `features` are the keys of the
-    greeting, see tunneld-control(7).
+    relay, `latency` the seconds that its last answer took; `relay_host` and `local_host` are the addresses of the
+    connection's two ends. `features` are the keys of the greeting, see tunneld-control(7).
 
     Every call raises `RefusedError`, with the relay's code, if the relay refuses; `RelayUnreachableError` if the
     connection is lost or the answer does not come in time; `UsageError` for arguments that a request cannot carry.
@@ -117,6 +117,7 @@ class Client:
         self.tls = tls
         self.version = version
         self.local_host, self.relay_host = addresses
+        self.latency: float | None = None
         self._exchange = exchange
 
     @property
@@ -145,7 +146,10 @@ class Client:
         `answer = await client.call("shutdown", "drain")`
         """
         texts = {key: _text(value) for key, value in options.items() if value is not None}
-        return await self._exchange.request(ControlRequest(verb, args, texts))
+        asked_at = trio.current_time()
+        answer = await self._exchange.request(ControlRequest(verb, args, texts))
+        self.latency = trio.current_time() - asked_at
+        return answer
 
     def stream(self, verb: str, *args: str, **options: Value) -> AbstractAsyncContextManager[AsyncIterator[TextRecord]]:
         """Call a verb that streams items, for the length of the `async with`. As in `call`, all values are text.

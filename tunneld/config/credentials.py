@@ -169,6 +169,7 @@ class Credential(Table):
     nodes: NodeIds = None  # EGTP nodes that may pass messages along in its name
     backends: BackendNames = None
     ports: PortRanges = None
+    bind: Networks = None
     networks: Networks = None
     names: NamePatterns = None
     visit: VisitPatterns = None
@@ -222,7 +223,7 @@ class Credential(Table):
     @property
     def grant(self) -> Grant:
         """Its permissions and limits."""
-        parsers = {"ports": parse_port_range, "networks": parse_network, "server_from": parse_network}
+        parsers = {"ports": parse_port_range, **dict.fromkeys(("bind", "networks", "server_from"), parse_network)}
         limits: dict[str, Any] = {key: getattr(self, key) for key in GRANT_LIMITS}
         for key, parse in parsers.items():
             if limits[key] is not None:

@@ -243,6 +243,8 @@ class EgtpSettings(Table):
     patience: Seconds = 2.0  # for an answer; after that, visitors go to another node, if there is one
     max_window: WindowSize = 8 * MIB  # as for webmux
     connection_memory: WindowSize = 32 * MIB
+    kept_memory: WindowSize = 64 * MIB  # sent and not acknowledged, of all nodes of one owner; each may keep 8 MiB
+    max_poll: Seconds = 300.0  # the longest interval between polls: no visitor waits longer, nor what is kept for it
     mail_messages: Count = 1000  # messages between nodes, per credential, and per recipient
     mail_bytes: WindowSize = 16 * MIB  # the same; eight times that for all
     mail_age: Seconds = HOUR  # EGTP gives up a request after an hour at the latest

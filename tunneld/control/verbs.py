@@ -19,7 +19,9 @@ from tunneld.directory.requester import Requester
 from tunneld.directory.reservations import ReservationView
 from tunneld.directory.service import TunnelService
 from tunneld.directory.sharing import find_site
+from tunneld.egtp.passing import PassingService
 from tunneld.errors import CertificateError, ShortageError, UsageError, reason_of
+from tunneld.net.address import Port, format_ports
 from tunneld.net.endpoint import format_peer
 from tunneld.policy.access import Role
 from tunneld.policy.admission import RefusalKind
@@ -64,6 +66,10 @@ class DaemonControl(Protocol):
     def status(self) -> Item:
         """The item of `status`."""
 
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; None on a system that has no such nodes."""
+
     def reload(self) -> Sequence[Item]:
         """Read the configuration file again; returns one item per changed key. On `ConfigError` nothing changes."""
 
@@ -95,7 +101,8 @@ async def open_tunnel(daemon: DaemonControl, request: ControlRequest, caller: Re
         raise UsageError(f"unrecognized argument {flags[0]!r}; usage: openTunnel [backend [described]] [key=value ...]")
     options = TunnelOptions.parse(request.options)
     tunnel = await daemon.service.open_tunnel(backend, options, caller)
-    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id}] if flags else []
+    several = {"ports": ports} if (ports := _several_ports(tunnel)) is not None else {}
+    items: list[Item] = [{"client": str(tunnel.client_uri), "id": tunnel.id, **several}] if flags else []
     return Reply(text=str(tunnel.server_uri), items=items)
 
 
@@ -303,6 +310,8 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "phase": tunnel.phase.value,
         "server": str(tunnel.server_uri),
         "client": str(tunnel.client_uri),
+        "url": _url(tunnel),
+        "ports": _several_ports(tunnel),
         "certificate": _certificate_problem(tunnel) or None,
         "host": ",".join(map(str, spec.names)) or None,
         "private": str(spec.private) if spec.private is not None else None,
@@ -331,6 +340,19 @@ def describe_tunnel(tunnel: Tunnel) -> Item:
         "up": up,
         "down": down,
     }
+
+
+def _url(tunnel: Tunnel) -> str | None:
+    """The public address as a browser needs it, where its agent has said what visitors speak there."""
+    scheme, client = tunnel.spec.options.scheme, tunnel.client_uri
+    is_one = scheme is not None and client.scheme == "tcp" and _several_ports(tunnel) is None
+    return f"{scheme}://{client.authority}/" if is_one else None
+
+
+def _several_ports(tunnel: Tunnel) -> str | None:
+    """The public ports, as `format_ports` prints them, if there are several."""
+    ports = [address.number for address in tunnel.addresses if isinstance(address, Port)]
+    return format_ports(ports) if len(ports) > 1 else None
 
 
 def _by_kind(refusals: Mapping[RefusalKind, int]) -> str | None:

@@ -90,7 +90,8 @@ def _take_visitor(
         end = connection
     if end is not None:
         peer, reached = (caller.host, caller.port), (caller.local_host, 0)
-        credential, answers = caller.grant.name if caller.grant else "", VisitAnswers(door.address)
+        credential = caller.grant.name if caller.grant else ""
+        answers = VisitAnswers(door.address, may_leave=isinstance(connection, TlsSocket))
         door.take(Visitor(end, peer, reached, credential=credential, early=early, answers=answers))
 
 
@@ -104,6 +105,7 @@ def _tls_end(engine: Engine, connection: TlsSocket, received: bytes) -> VisitorE
 
     assert isinstance(engine, Pump)
     end = TlsEnd(engine, connection)
+    end.may_leave = True
     end.unread(received)
     try:
         end.start()

@@ -28,7 +28,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from tunneld import __version__, config
+from tunneld import __version__, config, systemd
 from tunneld.acme.manager import CertificateManager
 from tunneld.acme.state import certificate_folder
 from tunneld.auth.authenticator import Authenticator
@@ -41,7 +41,7 @@ from tunneld.config.ports import services_among_tunnels
 from tunneld.config.salts import read_salt_key, store_salt_key
 from tunneld.config.schema import Settings
 from tunneld.config.wording import literal
-from tunneld.daemon import ending, log, privileges, systemd
+from tunneld.daemon import ending, log, privileges
 from tunneld.daemon.ending import DaemonEnding
 from tunneld.daemon.journals import Journals
 from tunneld.daemon.listeners import HAS_PUMP
@@ -50,6 +50,7 @@ from tunneld.daemon.signals import SIGNALS, handle_signals
 from tunneld.daemon.status import SystemdStatus
 from tunneld.directory.requester import account_of
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.passing import PassingService
 from tunneld.engine import new_engine
 from tunneld.engine.limits import POLL_TIMEOUT
 from tunneld.errors import DrainingError, UsageError
@@ -241,7 +242,18 @@ class Daemon:
             "egtp_node": str(identity.id) if (identity := self.servers.identity) is not None else None,
             "config": str(self._config_path or "built-in defaults"),
             "state": self.service.reservations.place,
+            **self._mail_usage(),
         }
+
+    def _mail_usage(self) -> Item:
+        """Of the nodes that may use the relay, if there are any."""
+        has_nodes = any(credential.nodes for credential in self.settings.credential)
+        return self.mail.usage() if self.mail is not None and has_nodes else {}
+
+    @property
+    def mail(self) -> PassingService | None:
+        """The messages of EGTP nodes; see `DaemonControl`."""
+        return self.servers.mail
 
     def penalties(self) -> Sequence[Item]:
         """The penalties in force; see `DaemonControl`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from tunneld.daemon import systemd
+from tunneld import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, reason_of
 from tunneld.policy.units import count

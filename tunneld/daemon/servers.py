@@ -35,6 +35,7 @@ from tunneld.control.server import serve_lines
 from tunneld.control.verbs import DaemonControl
 from tunneld.daemon import ending
 from tunneld.daemon.listeners import Listeners, bind_addresses
+from tunneld.egtp.passing import PassingService
 from tunneld.engine.engine import Engine
 from tunneld.net.endpoint import Peer, is_loopback
 from tunneld.net.listeners import Bound
@@ -82,6 +83,7 @@ class Servers:
         """`keys` and `names` get the numbers of the shared ports, for URIs; `certificates` is loaded here."""
         self.host_key: asyncssh.SSHKey | None = None
         self.identity: Identity | None = None  # for EGTP
+        self.mail: PassingService | None = None  # of EGTP nodes; Linux only
         self._certificates = certificates
         self._names = names
         self._access_log = AccessLog(lambda: daemon.settings.names)
@@ -207,6 +209,8 @@ class Servers:
                 self._keys,
                 self._engine,
             )
+            nodes = NodeRelay(lambda: daemon.settings, lambda: self.identity)
+            self.mail = nodes.service
             await nursery.start(
                 serve_nodes,
                 listeners["egtp"],
@@ -214,7 +218,7 @@ class Servers:
                 self._handshakes,
                 self._keys,
                 self._engine,
-                NodeRelay(lambda: daemon.settings, lambda: self.identity),
+                nodes,
             )
             await nursery.start(self._serve_names)
         if self.host_key is not None:

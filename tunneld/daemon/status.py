@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import trio
 
-from tunneld.daemon import systemd
+from tunneld import systemd
 from tunneld.directory.service import TunnelService
 from tunneld.errors import ConfigError, TunneldError
 from tunneld.policy.units import count

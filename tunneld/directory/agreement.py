@@ -36,7 +36,7 @@ def check_unserved(current: Tunnel | None) -> None:
         )
 
 
-UNCOMPARED = frozenset({"name", "client_port", "node", "replace", "ttl"})
+UNCOMPARED = frozenset({"name", "client_port", "node", "replace", "scheme", "ttl"})
 """Options that `check_agrees` compares in another way or not at all. Agents count their ttl down; the one with which
 the tunnel was opened holds.
 """

@@ -30,6 +30,8 @@ CREATE TABLE event (
 """,
     "CREATE INDEX event_by_kind ON event (of_visitor, number)",
 )
+LOCK_TIMEOUT = 0.25
+"""Seconds to wait for another process: the start of the relay waits as long, and can do without past events."""
 PAGE = 256
 """Events that are read together: a page costs a millisecond."""
 
@@ -86,7 +88,8 @@ class EventDatabase(SqliteFile):
 
     def __init__(self, directory: Path) -> None:
         """Open or create the file in `directory`, see `SqliteFile`. Raises `StoreError`."""
-        super().__init__(directory / FILE_NAME, FileFormat(APPLICATION_ID, 1, SCHEMA, {}, synchronous="NORMAL"))
+        form = FileFormat(APPLICATION_ID, 1, SCHEMA, {}, LOCK_TIMEOUT, synchronous="NORMAL")
+        super().__init__(directory / FILE_NAME, form)
 
     def last_number(self) -> int:
         """The number of the newest event; 0: there is none. Raises `StoreError`."""

@@ -108,19 +108,26 @@ class LocalDirectory:
         """See `Directory.list`."""
         return [self._records[tunnel] for tunnel in (self._records if owner is None else self._owned.get(owner, ()))]
 
-    async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
+    async def claim(
+        self, holder: ReservationKey | None, owner: Owner, ports: Sequence[int], grant: Grant
+    ) -> AddressClaim:
         """See `Directory.claim`."""
         records, reservation = await self.held_by(holder), self.reservations.of(holder)
-        if port is None:
-            return AddressClaim(records, reservation, "", None)
-        superseded = self.reservations.superseded_by(holder, Port(port))
-        refusal = self.reservations.why_refused(holder, Port(port), grant)
-        if superseded is None and not refusal:
-            try:
-                self.pool.check(port, owner, trio.current_time())
-            except LimitReachedError as error:
-                refusal = str(error)
-        return AddressClaim(records, reservation, refusal, superseded)
+        superseded = [self.reservations.superseded_by(holder, Port(port)) for port in ports]
+        refusals = [
+            self.reservations.why_refused(holder, Port(port), grant)
+            or ("" if former is not None else self._why_taken(port, owner))
+            for port, former in zip(ports, superseded, strict=True)
+        ]
+        refusal, former = next(filter(None, refusals), ""), next(filter(None, superseded), None)
+        return AddressClaim(records, reservation, refusal, former)
+
+    def _why_taken(self, port: int, owner: Owner) -> str:
+        try:
+            self.pool.check(port, owner, trio.current_time())
+        except LimitReachedError as error:
+            return str(error)
+        return ""
 
     async def why_names_refused(
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -28,7 +28,7 @@ from tunneld.directory.requester import Requester
 from tunneld.engine.engine import Engine
 from tunneld.errors import ExpiredError, LimitReachedError, ListenError, NotAllowedError, UsageError
 from tunneld.net.address import HostName, Private
-from tunneld.net.endpoint import is_wildcard
+from tunneld.net.endpoint import is_loopback, is_wildcard
 from tunneld.policy.access import Grant, permit
 from tunneld.policy.options import TunnelOptions
 from tunneld.policy.places import check_share
@@ -111,7 +111,7 @@ class TunnelOpener:
     ) -> OpenedTunnel:
         settings = self._settings()
         owner = port_owner(grant.name, requester.host)
-        claim = await self._directory.claim(holder, owner, options.client_port, grant)
+        claim = await self._directory.claim(holder, owner, options.requested_ports, grant)
         tunnels = [tunnel for record in claim.records if (tunnel := self._live.find(record.id)) is not None]
         replaceable = [tunnel for tunnel in tunnels if tunnel.phase is not Phase.DRAINING]
         current = replaceable[-1] if replaceable else None
@@ -126,12 +126,14 @@ class TunnelOpener:
             self._services.names.check(keeps_tls=permitted.tls == "pass")
         permitted = replace(permitted, host=tuple(map(str, names)))
         private = _private_address(permitted, grant)
+        _check_bind(permitted.bind, settings.tunnels.host)
         check_site_options(permitted, settings.names.forward_auth)
         if (shared := shared_tunnel(current, permitted)) is not None:
             check_agrees(shared, backend, permitted, options, grant)
             return OpenedTunnel(shared, permitted, is_new=False)
         needs_port = private is None and (not names or permitted.client_port is not None)
-        self._check_share(settings, grant, backend, owner, opened, claim, needs_port=needs_port)
+        public_ports = permitted.port_count if needs_port else 0
+        self._check_share(settings, grant, backend, owner, opened, claim, public_ports)
         refusal = claim.refusal or await self._directory.why_names_refused(holder, names, owner, grant)
         if private is not None:
             refusal = refusal or await self._directory.why_private_refused(holder, private, grant)
@@ -154,8 +156,7 @@ class TunnelOpener:
         owner: Owner,
         opened: int,
         claim: AddressClaim,
-        *,
-        needs_port: bool,
+        public_ports: int,
     ) -> None:
         """Raise `LimitReachedError` where one more tunnel would be more than its share of all tunnels or ports.
         `opened` is the number of open tunnels of the credential.
@@ -163,8 +164,8 @@ class TunnelOpener:
         share, ports = settings.control.credential_share, settings.tunnels.port_range
         if grant.max_tunnels is None:
             check_share(grant, "tunnel", opened + 1, settings.tunnels.max_tunnels, share)
-        if ports[0] and claim.reservation is None and (needs_port or backend == "tcp"):
-            needed = int(backend == "tcp") + int(needs_port)
+        if ports[0] and claim.reservation is None and (public_ports or backend == "tcp"):
+            needed = int(backend == "tcp") + public_ports
             wanted = self._directory.ports_held(owner, ports) + needed
             check_share(grant, "port", wanted, max(len(ports), 2 * needed), share)
 
@@ -182,8 +183,11 @@ class TunnelOpener:
     ) -> TunnelSpec:
         """All that is known of the tunnel, with its limits and its reserved address. It replaces `current`."""
         address = claim.reservation
+        wanted: Sequence[int] = permitted.requested_ports
         if address is not None and permitted.client_port is None and not names and permitted.private is None:
             permitted = replace(permitted, client_port=address.client_port)
+            reserved = address.public_ports
+            wanted = reserved if len(reserved) == permitted.port_count else permitted.requested_ports
         return TunnelSpec(
             id=self._live.next_id,
             backend=backend,
@@ -198,6 +202,7 @@ class TunnelOpener:
             asked_from=requested.server_from,
             tenant=self._tenants.of(grant.name, requester.host),
             uid=uuid.uuid4().hex,
+            wanted_ports=tuple(wanted),
             metered=current.metered if current is not None else address.metered if address is not None else 0,
             generation=max((record.generation for record in claim.records), default=0) + 1,
             names=names,
@@ -216,7 +221,7 @@ class TunnelOpener:
         try:
             return Tunnel(spec, self._engine, self._events, replaces=replaced)
         except (LimitReachedError, ListenError, UsageError) as error:
-            anywhere = replace(spec, options=replace(spec.options, client_port=None))
+            anywhere = replace(spec, options=replace(spec.options, client_port=None), wanted_ports=())
             tunnel = Tunnel(anywhere, self._engine, self._events, replaces=replaced)
             log.warning(
                 "tunnel could not get its reserved address", tunnel=spec.id, was=address.client_port,
@@ -276,6 +281,13 @@ def _check_quota(spec: TunnelSpec) -> None:
             f"could not open a tunnel: the quota of {quota} bytes of {name!r} is used up until its reservation ends or "
             f"is released (quota)"
         )
+
+
+def _check_bind(address: str, host: str) -> None:
+    """Raise `UsageError` where the relay does not listen at an address for tunnels."""
+    everywhere = host in {"", "::"} or (is_wildcard(host) and ":" not in address)
+    if address and not everywhere and address != host and not (is_loopback(address) and is_loopback(host)):
+        raise UsageError(f"address {address} is none at which this relay has tunnels, only {host} (tunnels.host)")
 
 
 def _private_address(options: TunnelOptions, grant: Grant) -> Private | None:

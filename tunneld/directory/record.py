@@ -81,8 +81,10 @@ class Directory(Protocol):
     async def list(self, owner: str | None = None) -> Sequence[TunnelRecord]:
         """The tunnels of a credential, or all, oldest first."""
 
-    async def claim(self, holder: ReservationKey | None, owner: Owner, port: int | None, grant: Grant) -> AddressClaim:
-        """Look up what a request for a tunnel, perhaps on a port, has to know. Changes nothing."""
+    async def claim(
+        self, holder: ReservationKey | None, owner: Owner, ports: Sequence[int], grant: Grant
+    ) -> AddressClaim:
+        """Look up what a request for a tunnel, perhaps on certain ports, has to know. Changes nothing."""
 
     async def why_names_refused(
         self, holder: ReservationKey | None, names: Sequence[HostName], owner: Owner, grant: Grant

@@ -130,6 +130,8 @@ class TunnelService:
         server URI is that of a tunnel that has ended for good.
         """
         record = await self.directory.find(reference)
+        if record is None and (uri := _port_of_url(reference)):
+            record, reference = await self.directory.find(uri), uri
         if "://" in reference:
             endpoint = Endpoint.parse(reference.strip())
             if record is None or endpoint not in {record.server, record.client}:
@@ -368,3 +370,11 @@ class TunnelService:
             await self.directory.open(record)
             await self._runner.start(tunnel, is_new=False)
         await self.directory.saved()
+
+
+def _port_of_url(reference: str) -> str:
+    """The client URI of a tunnel with this URL: `tcp://HOST:PORT` for `http://HOST:PORT/`. Empty where it is none."""
+    if not reference.startswith(("http://", "https://")):
+        return ""
+    endpoint = Endpoint.parse(reference.strip())
+    return str(Endpoint("tcp", endpoint.host, endpoint.port))

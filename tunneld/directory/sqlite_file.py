@@ -31,6 +31,7 @@ class FileFormat:
     version: int
     schema: Sequence[str]  # the statements for a new file
     conversions: Mapping[int, Sequence[str]]  # the statements for a file of an earlier version
+    lock_timeout: float | None = None  # seconds; None: LOCK_TIMEOUT
     synchronous: str = "FULL"  # a commit is on disk when it returns; NORMAL: it may be lost in a power cut
 
 
@@ -85,7 +86,8 @@ class SqliteFile:
 
 def _open(path: Path, form: FileFormat) -> sqlite3.Connection:
     """Open, check and lock the file. Raises `sqlite3.Error`, or `StoreError` for a file in another format."""
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+    timeout = LOCK_TIMEOUT if form.lock_timeout is None else form.lock_timeout
+    connection = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         (application,) = connection.execute("PRAGMA application_id").fetchone()

@@ -10,7 +10,8 @@ from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.ids import id_of
 from tunneld.wire.egtp.mesgen import MesgenSessions, OpenedEnvelope, RejectAnswer, SessionLost
 from tunneld.wire.egtp.messages import MojoRequest
-from tunneld.wire.egtp.packing import deflate, inflate
+from tunneld.wire.egtp.packing import deflating, inflate
+from tunneld.wire.egtp.steps import Steps
 
 
 class ClassicEnvelopes:
@@ -25,11 +26,11 @@ class ClassicEnvelopes:
         self._admits_session = admits_session
         self._outgoing: list[bytes] = []
 
-    def open(self, envelope: bytes) -> list[tuple[bytes, bytes]]:
-        """See `NodeEnvelopes.open`."""
+    def opening(self, envelope: bytes) -> Steps[list[tuple[bytes, bytes]]]:
+        """See `NodeEnvelopes.opening`."""
         if self._sessions.needs_private_key(envelope) and not self._admits_session():
             raise RemoteProtocolError("too many new EGTP sessions; try again later")
-        match self._sessions.open(envelope):
+        match (yield from self._sessions.opening(envelope)):
             case OpenedEnvelope(sender, packed):
                 return [(sender, packed)]
             case RejectAnswer(answer):
@@ -42,9 +43,14 @@ class ClassicEnvelopes:
         """See `NodeEnvelopes.unpack`."""
         return inflate(packed)
 
-    def seal(self, node: bytes, message: bytes) -> bytes:
-        """See `NodeEnvelopes.seal`."""
-        return self._sessions.seal(node, deflate(message))
+    def can_seal(self, node: bytes) -> bool:
+        """See `NodeEnvelopes.can_seal`."""
+        return self._sessions.knows(node)
+
+    def sealing(self, node: bytes, message: bytes) -> Steps[bytes]:
+        """See `NodeEnvelopes.sealing`."""
+        packed = yield from deflating(message)
+        return (yield from self._sessions.sealing(node, packed))
 
     def take_outgoing(self) -> list[bytes]:
         """See `NodeEnvelopes.take_outgoing`."""

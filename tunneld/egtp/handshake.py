@@ -13,6 +13,7 @@ import socket
 
 import trio
 
+from tunneld.egtp.limits import MAX_LINK_FRAME
 from tunneld.egtp.session import FindIdentity, NodeSession
 from tunneld.errors import NoSuchTunnelError, NotAllowedError, RefusedError, RemoteProtocolError
 from tunneld.net.node_id import NodeId
@@ -25,7 +26,7 @@ from tunneld.wire.mencode import Value
 
 MAX_HANDSHAKE_FRAME = 8 * 1024
 """Octets of a frame of a peer that is not authenticated: a certificate and a TLS handshake."""
-READ_SIZE = 4096
+READ_SIZE = 64 * 1024
 CLOSED_EARLY = "the peer closed the connection during the handshake"
 
 
@@ -99,7 +100,7 @@ class NodeConnection:
         while (frame := self.frames.next_message()) is None:
             await trio.lowlevel.wait_readable(self.connection)
             try:
-                data = self.connection.recv(READ_SIZE)
+                data = self.connection.recv(min(READ_SIZE, self.frames.limit))
             except BlockingIOError:
                 continue
             if not data:
@@ -127,6 +128,7 @@ async def begin_session(connection: socket.socket, identity: Identity, peer: Nod
     """Begin a session with the node that has this id. Raises OSError, `RemoteProtocolError` or `NotAllowedError`."""
     made = NodeConnection(connection, NodeSession.initiate(identity, peer))
     await made.establish()
+    made.frames.limit = MAX_LINK_FRAME  # the response to a poll has the messages that wait
     return made
 
 

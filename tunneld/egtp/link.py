@@ -12,8 +12,17 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Protocol
 
+from tunneld.egtp.limits import (
+    DRAIN_SIZE,
+    MAX_LINK_FRAME,
+    MAX_REQUEST_VALUES,
+    MAX_REQUESTS,
+    MAX_UNSENT,
+    MESSAGE_COST,
+    OTHER_COST,
+)
+from tunneld.egtp.owners import LinkOwner
 from tunneld.egtp.session import NodeSession
 from tunneld.engine.events import READABLE, UNTIL_EAGAIN, WRITABLE
 from tunneld.engine.pump import Pump
@@ -25,66 +34,35 @@ from tunneld.wire.egtp.envelope import ID_SIZE, decode_streams
 from tunneld.wire.egtp.fast import decode_for_you, decode_received, encode_for_you, encode_received
 from tunneld.wire.egtp.frames import FrameReader, pack_frame
 from tunneld.wire.egtp.messages import RESPONSE, MojoRequest, MojoResponse, failure_of, parse_message
-from tunneld.wire.egtp.relaying import MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
-from tunneld.wire.mencode import Value
+from tunneld.wire.egtp.relaying import ARE_THERE_MESSAGES, MESSAGE_FOR_YOU, parse_message_for_you, parse_outcome
+from tunneld.wire.mencode import MencodeLimits, Value
 
 LENGTH = struct.Struct(">I")
 """The length in front of a frame."""
-MAX_STREAM_MESSAGE = 1024 * 1024
-"""Octets of the frames in one message: four times what a carrier lets pend."""
-MAX_LINK_FRAME = MAX_STREAM_MESSAGE + 16 * 1024
-"""Octets of a TCP frame, with everything around the frames of streams."""
-MAX_UNSENT = 2 * MAX_LINK_FRAME
-"""Bytes of output that may wait for a peer that sends but does not read."""
-DRAIN_SIZE = 1024 * 1024
-"""Bytes of input that are discarded before a connection is closed: unread input would reset it, and the reset would
-overtake our last message.
-"""
 
 log = Logger("egtp")
-
-
-class LinkOwner(Protocol):
-    """What a link calls. An exception ends the link."""
-
-    @property
-    def must_wait(self) -> bool:
-        """Whether nothing more is to be read in this turn: the owner calls `Link.read` in a later one."""
-
-    def on_streams(self, number: int, frames: memoryview) -> bool:
-        """A message of streams came. Returns whether it is to be acknowledged."""
-
-    def on_acknowledged(self, number: int) -> None:
-        """The peer has this message and all before it."""
-
-    def on_request(self, request: MojoRequest) -> Value:
-        """Another request came; the result is the body of the response. Raises `RemoteProtocolError`."""
-
-    def on_writable(self) -> None:
-        """The connection accepts output again."""
-
-    def on_input(self) -> None:
-        """Bytes came."""
-
-    def on_lost(self, link: Link, reason: str) -> None:
-        """The link has ended."""
-
-    def on_stop(self) -> None:
-        """The pump stops."""
 
 
 class Link:
     """One connection with a session, which it owns."""
 
     __slots__ = (
-        "_answer", "_answer_to", "_connection", "_fd", "_frames", "_me", "_outgoing", "_owner", "_pump", "_requests",
-        "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
+        "_answer", "_answer_to", "_asked", "_connection", "_fd", "_frames", "_me", "_mencode", "_outgoing", "_owner",
+        "_pump", "_requests", "_scheduled", "_until_eagain", "_view", "blocked", "closed", "peer", "session",
     )  # fmt: skip
 
     def __init__(
-        self, pump: Pump, connection: socket.socket, session: NodeSession, frames: FrameReader, limits: CarrierLimits
+        self,
+        pump: Pump,
+        connection: socket.socket,
+        session: NodeSession,
+        frames: FrameReader,
+        limits: CarrierLimits,
+        max_values: int = MAX_REQUEST_VALUES,
     ) -> None:
-        """`frames` has what was read already. Nothing is read before `start`."""
+        """`frames` has what was read already. Nothing is read before `start`. `max_values` are those in a message that
+        is not one of the two of streams.
+        """
         assert session.peer is not None
         self.session = session
         self.blocked = False  # the connection accepts nothing until it is writable
@@ -95,11 +73,13 @@ class Link:
         self._connection = Connection(connection)
         self._fd = connection.fileno()
         self._frames = frames
+        self._mencode = MencodeLimits(values=max_values)
         self._outgoing = bytearray()
         self._owner: LinkOwner | None = None
         self._requests: dict[bytes, int] = {}  # by nonce: the number of the message; oldest first
         self._answer = b""  # the nonce of the last message that is to be answered
         self._answer_to = -1  # and its number
+        self._asked = b""  # the nonce of `are there messages`, while the response is outstanding
         self._scheduled = False  # a flush comes after the batch
         self._until_eagain = False
         self._view = memoryview(pump.wide_buffer)
@@ -129,9 +109,18 @@ class Link:
 
     def send_streams(self, number: int, envelope: bytes) -> None:
         """Send a message of streams. The owner is told when it was acknowledged."""
+        if len(self._requests) >= MAX_REQUESTS:
+            self._end("the peer does not acknowledge")
+            return
         nonce = os.urandom(ID_SIZE)
         self._requests[nonce] = number
         self._send(encode_for_you(self.peer.digest, nonce, envelope))
+
+    def ask(self, body: Value) -> None:
+        """Send `are there messages`, in place of an earlier one without a response."""
+        self._asked = os.urandom(ID_SIZE)
+        self._send(MojoRequest(ARE_THERE_MESSAGES, self.peer.digest, self._asked, body).encode())
+        self._flush_later()
 
     def flush(self) -> bool:
         """Write pending output; returns whether the kernel has all of it."""
@@ -257,6 +246,7 @@ class Link:
         return not self.closed
 
     def _receive(self, owner: LinkOwner, message: memoryview) -> None:
+        owner.use(MESSAGE_COST)
         reference = decode_received(message)
         if reference is not None:
             self._acknowledge(owner, reference)
@@ -272,9 +262,15 @@ class Link:
 
     def _receive_other(self, owner: LinkOwner, data: bytes) -> None:
         """A message that is not one of the two of streams, or is encoded in another way."""
-        message = parse_message(data)
+        owner.use(OTHER_COST)
+        message = parse_message(data, self._mencode)
         if isinstance(message, MojoResponse):
-            if message.failure is None and parse_outcome(message.body) is None:
+            if message.reference == self._asked:
+                self._asked = b""
+                if message.failure is not None:
+                    raise RemoteProtocolError(f"the peer refused 'are there messages': {message.failure}")
+                owner.on_mail(message.body)
+            elif message.failure is None and parse_outcome(message.body) is None:
                 self._acknowledge(owner, message.reference)
             return
         if message.recipient != self._me.digest:

@@ -15,8 +15,8 @@ own may fill half a mailbox, so that no sender alone can shut out all others. A 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -80,6 +80,26 @@ TRANSITIONS = {
 }
 
 
+class MailRefusal(Enum):
+    """Why a message is refused; the values are labels of metrics."""
+
+    RATE = "rate"  # the credential makes too many requests
+    SIZE = "size"
+    CREDENTIAL = "credential"  # its nodes have sent too much that still waits
+    MAILBOX = "mailbox"  # too much waits for the recipient
+    MEMORY = "memory"  # too much waits in all mailboxes
+    UNKNOWN = "unknown"  # the recipient
+    CIRCLE = "circle"  # it would come back
+
+
+class MailRefusedError(LimitReachedError):
+    """A message is the sender's to keep."""
+
+    def __init__(self, kind: MailRefusal, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
 @dataclass(slots=True, eq=False)
 class StoredMessage:
     """An envelope on its way from a node of the credential `owner` to `recipient`."""
@@ -110,12 +130,12 @@ class MailUsage:
         self.messages += sign
         self.bytes += sign * message.cost
 
-    def check(self, message: StoredMessage, most_messages: int, most_bytes: int, what: str) -> None:
-        """Raise `LimitReachedError` if there is no room for one message more."""
+    def check(self, message: StoredMessage, most_messages: int, most_bytes: int, kind: MailRefusal, what: str) -> None:
+        """Raise `MailRefusedError` if there is no room for one message more."""
         if self.messages >= most_messages:
-            raise LimitReachedError(f"{what} limit reached: {self.messages} of {most_messages} messages wait")
+            raise MailRefusedError(kind, f"{what} limit reached: {self.messages} of {most_messages} messages wait")
         if self.bytes + message.cost > most_bytes:
-            raise LimitReachedError(f"{what} limit reached: {self.bytes} of {most_bytes} bytes are in use")
+            raise MailRefusedError(kind, f"{what} limit reached: {self.bytes} of {most_bytes} bytes are in use")
 
 
 @dataclass(slots=True)
@@ -133,7 +153,8 @@ class Mailboxes:
     def __init__(self, limits: Callable[[], MailLimits]) -> None:
         self._limits = limits
         self._mailboxes: dict[bytes, _Mailbox] = {}
-        self._by_age: dict[StoredMessage, None] = {}  # oldest first
+        # oldest first; looking for the first item of a dict takes longer with each item that was removed before it
+        self._by_age: OrderedDict[StoredMessage, None] = OrderedDict()
         self._by_owner: dict[str, MailUsage] = {}
         self.total = MailUsage()
 
@@ -141,12 +162,17 @@ class Mailboxes:
         """What the nodes of a credential have sent and is still stored. Do not change it."""
         return self._by_owner.get(owner) or MailUsage()
 
+    @property
+    def owners(self) -> Mapping[str, MailUsage]:
+        """What is stored, by the credential whose nodes have sent it."""
+        return self._by_owner
+
     def store(
         self, envelope: bytes, sender: bytes, owner: str, recipient: bytes, recipient_owner: str, now: float
     ) -> StoredMessage:
         """Store a message. An envelope that is stored already is stored once: it was sent again.
 
-        Raises `LimitReachedError`; a message that finds no room is the sender's to keep.
+        Raises `MailRefusedError`.
         """
         limits = self._limits()
         message = StoredMessage(sender, owner, recipient, envelope, now, id_of(envelope))
@@ -154,14 +180,16 @@ class Mailboxes:
         known = mailbox.messages.get(message.message_id)
         if known is not None:
             if known.envelope != envelope:  # a collision of SHA-1
-                raise LimitReachedError("mailbox has another message with the same id")
+                raise MailRefusedError(MailRefusal.MAILBOX, "mailbox has another message with the same id")
             return known
         used = self._by_owner.get(owner) or MailUsage()
-        used.check(message, limits.credential_messages, limits.credential_bytes, f"credential '{owner}'")
-        mailbox.usage.check(message, limits.mailbox_messages, limits.mailbox_bytes, "mailbox")
+        sent, bytes_sent = limits.credential_messages, limits.credential_bytes
+        used.check(message, sent, bytes_sent, MailRefusal.CREDENTIAL, f"credential '{owner}'")
+        mailbox.usage.check(message, limits.mailbox_messages, limits.mailbox_bytes, MailRefusal.MAILBOX, "mailbox")
         if owner != recipient_owner and mailbox.by_owner[owner] + message.cost > limits.mailbox_bytes // 2:
-            raise LimitReachedError(f"mailbox limit reached: credential '{owner}' may fill half of it")
-        self.total.check(message, limits.total_bytes, limits.total_bytes, "relay")
+            reason = f"mailbox limit reached: credential '{owner}' may fill half of it"
+            raise MailRefusedError(MailRefusal.MAILBOX, reason)
+        self.total.check(message, limits.total_bytes, limits.total_bytes, MailRefusal.MEMORY, "relay")
         self._mailboxes[recipient], self._by_owner[owner] = mailbox, used
         mailbox.messages[message.message_id] = message
         self._by_age[message] = None

@@ -7,8 +7,12 @@ of a request is its nonce, as on the connections of tunnels (`wire.egtp.fast`).
 from __future__ import annotations
 
 from tunneld.egtp.session import NodeSession
-from tunneld.errors import LocalProtocolError
+from tunneld.errors import LocalProtocolError, RemoteProtocolError
 from tunneld.wire.egtp.messages import MojoRequest
+from tunneld.wire.egtp.steps import Steps
+
+SPEED = 32
+"""Octets that cost as much as one octet in a classic envelope."""
 
 
 class ModernEnvelopes:
@@ -21,19 +25,26 @@ class ModernEnvelopes:
         self._session = session
         self._peer = session.peer.digest
 
-    def open(self, envelope: bytes) -> list[tuple[bytes, bytes]]:
-        """See `NodeEnvelopes.open`."""
+    def opening(self, envelope: bytes) -> Steps[list[tuple[bytes, bytes]]]:
+        """See `NodeEnvelopes.opening`."""
+        yield len(envelope) // SPEED
         return [(self._peer, bytes(message)) for message in self._session.receive(memoryview(envelope))]
 
     def unpack(self, packed: bytes) -> bytes:
         """See `NodeEnvelopes.unpack`."""
         return packed
 
-    def seal(self, node: bytes, message: bytes) -> bytes:
-        """See `NodeEnvelopes.seal`."""
-        if node != self._peer:
-            raise LocalProtocolError("a session has one peer")
-        return b"".join(self._session.seal(message))
+    def can_seal(self, node: bytes) -> bool:
+        """See `NodeEnvelopes.can_seal`: a session has one peer."""
+        return node == self._peer
+
+    def sealing(self, node: bytes, message: bytes) -> Steps[bytes]:
+        """See `NodeEnvelopes.sealing`."""
+        yield len(message) // SPEED
+        try:
+            return b"".join(self._session.seal(message))
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from None
 
     def take_outgoing(self) -> list[bytes]:
         """See `NodeEnvelopes.take_outgoing`."""

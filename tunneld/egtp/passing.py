@@ -29,13 +29,14 @@ nodes that fetch them, and this relay dials no address that a node names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from tunneld.egtp.mailbox import Mailboxes, MailEvent, MailLimits, StoredMessage
-from tunneld.errors import LimitReachedError, NotAllowedError
+from tunneld.egtp.mailbox import Mailboxes, MailEvent, MailLimits, MailRefusal, MailRefusedError, StoredMessage
+from tunneld.errors import NotAllowedError
 from tunneld.wire.egtp.addresses import RelayStrategy, Strategy, lower_of, sequence_of
 from tunneld.wire.egtp.ids import id_text
 from tunneld.wire.egtp.messages import MojoRequest
@@ -98,7 +99,7 @@ class Onward(Protocol):
         """How a node that is not served here can be reached; None: not at all."""
 
     def pass_along(self, relay_id: bytes, body: PassAlong) -> None:
-        """Ask another relay to pass a message along. Raises `LimitReachedError`."""
+        """Ask another relay to pass a message along. Raises `MailRefusedError`."""
 
 
 @dataclass(slots=True)
@@ -134,6 +135,7 @@ class PassingService:
         self.passed = 0  # messages that were accepted for a recipient
         self.delivered = 0  # of these: acknowledged, or fetched
         self.expired = 0  # of these: deleted because nothing fetched them
+        self.refused: Counter[MailRefusal] = Counter()  # messages
 
     @property
     def next_expiry(self) -> float:
@@ -153,6 +155,17 @@ class PassingService:
     def knows(self, node: bytes) -> bool:
         """Whether a node may use the relay."""
         return self._owner_of(node) is not None
+
+    def usage(self) -> dict[str, int | str | None]:
+        """What is stored, and which credentials have sent it; and the limits of each credential."""
+        stored, limits = self.mailboxes, self._limits().mail
+        return {
+            "mail_messages": stored.total.messages,
+            "mail_bytes": stored.total.bytes,
+            "mail_from": " ".join(f"{owner}:{used.messages}" for owner, used in sorted(stored.owners.items())) or None,
+            "max_mail_messages": limits.credential_messages,
+            "max_mail_bytes": limits.credential_bytes,
+        }
 
     @property
     def max_message_bytes(self) -> int:
@@ -177,49 +190,57 @@ class PassingService:
         too_many = f"rate limit reached: credential '{owner}' sends too many requests; try again later"
         if kind == PASS_THIS_ALONG:
             body = parse_pass_along(request.body)
-            return self._pass_along(sender, owner, body) if is_admitted else failure(too_many)
+            try:
+                if not is_admitted:
+                    raise MailRefusedError(MailRefusal.RATE, too_many)
+                self._pass_along(sender, owner, body)
+            except MailRefusedError as refusal:
+                self.refused[refusal.kind] += 1
+                return failure(str(refusal))
+            self.passed += 1
+            return success()
         if not is_admitted:
             raise NotAllowedError(too_many)
         if kind == ARE_THERE_MESSAGES:
             return self._mail(sender, parse_mail_query(request.body), receiver)
         return self._retrieve(sender, parse_retrieve(request.body))
 
-    def _pass_along(self, sender: bytes, owner: str, body: PassAlong) -> Value:
+    def _pass_along(self, sender: bytes, owner: str, body: PassAlong) -> None:
+        """Store a message, or pass it on. Raises `MailRefusedError`."""
         largest = self._limits().max_message_bytes
         if len(body.message) > largest:
-            return failure(f"message of {len(body.message)} bytes is larger than {largest} bytes")
+            reason = f"message of {len(body.message)} bytes is larger than {largest} bytes"
+            raise MailRefusedError(MailRefusal.SIZE, reason)
         if body.recipient in self._own_ids:
-            return failure("a relay passes no messages to itself")
+            raise MailRefusedError(MailRefusal.CIRCLE, "a relay passes no messages to itself")
         if body.recipient == sender:
-            return failure("sender and recipient are the same node")
+            raise MailRefusedError(MailRefusal.CIRCLE, "sender and recipient are the same node")
         recipient_owner = self._owner_of(body.recipient)
-        try:
-            if recipient_owner is None:
-                return self._pass_on(sender, body)
-            self.mailboxes.store(body.message, sender, owner, body.recipient, recipient_owner, self._now())
-        except LimitReachedError as problem:
-            return failure(str(problem))
-        self.passed += 1
+        if recipient_owner is None:
+            self._pass_on(sender, body)
+            return
+        self.mailboxes.store(body.message, sender, owner, body.recipient, recipient_owner, self._now())
         self._deliver(body.recipient)
-        return success()
 
-    def _pass_on(self, sender: bytes, body: PassAlong) -> Value:
-        """Pass a message on to another relay, unless it could come back."""
+    def _pass_on(self, sender: bytes, body: PassAlong) -> None:
+        """Pass a message on to another relay, unless it could come back. Raises `MailRefusedError`."""
         strategy = self._onward.strategy_for(body.recipient) if self._onward is not None else None
+        recipient, circle = f"node {id_text(body.recipient)}", ""
         if self._onward is None or strategy is None:
-            return failure(f"node {id_text(body.recipient)} is not known to this relay")
+            raise MailRefusedError(MailRefusal.UNKNOWN, f"{recipient} is not known to this relay")
         lower = lower_of(strategy)
         if not isinstance(lower, RelayStrategy):
-            return failure(f"node {id_text(body.recipient)} is not served by this relay, which dials no nodes")
+            reason = f"{recipient} is not served by this relay, which dials no nodes"
+            raise MailRefusedError(MailRefusal.UNKNOWN, reason)
         if lower.relay_id == body.recipient:
-            return failure("a message is not passed to its recipient by way of the recipient")
-        if lower.relay_id == sender or lower.relay_id in self._own_ids:
-            return failure("the message would be passed in a circle")
-        if sequence_of(strategy) <= body.sequence:
-            return failure("no newer strategy for the recipient is known than that by which the message came")
+            circle = "a message is not passed to its recipient by way of the recipient"
+        elif lower.relay_id == sender or lower.relay_id in self._own_ids:
+            circle = "the message would be passed in a circle"
+        elif sequence_of(strategy) <= body.sequence:
+            circle = "no newer strategy for the recipient is known than that by which the message came"
+        if circle:
+            raise MailRefusedError(MailRefusal.CIRCLE, circle)
         self._onward.pass_along(lower.relay_id, PassAlong(body.recipient, body.message, sequence_of(strategy)))
-        self.passed += 1
-        return success()
 
     def _mail(self, node: bytes, query: MailQuery, receiver: FastReceiver | None) -> Value:
         if receiver is not None and not query.fast_relay:

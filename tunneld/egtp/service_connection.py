@@ -6,7 +6,10 @@
 
 `service_task` drives it: `receive` what was read and write `outgoing`; `on_written` after each write that the kernel
 took; `due` at `next_deadline`; `close` once the connection is gone. Any exception of `receive` ends the connection.
-`on_output` is called when another connection has caused output on this one.
+`on_output` is called when another connection has caused output on this one, which `seal_more` may have to complete.
+
+Classic envelopes are slow: 120 ms to open one of 1 MiB and to seal the answer. So opening and sealing go in steps, and
+`MAX_WORK` octets at a time.
 
 The envelopes are those of a `NodeEnvelopes`, such as `ClassicEnvelopes` (`classic`). A connection is not bound to one
 node.
@@ -14,6 +17,7 @@ node.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -34,16 +38,23 @@ from tunneld.wire.egtp.relaying import (
     parse_outcome,
 )
 from tunneld.wire.egtp.requests import DEFAULT_TIMEOUT, RequestTable
-from tunneld.wire.mencode import Value
+from tunneld.wire.egtp.steps import Result, Steps
+from tunneld.wire.mencode import MencodeLimits, Value
 
 FRAME_OVERHEAD = 16 * 1024
 """Bytes of a frame around the message that it passes along: header, envelope, mencode."""
 
+MESSAGE_LIMITS = MencodeLimits(values=2048)
+"""Of the messages of nodes: a request for 256 messages has 1800 values. A hostile one takes 15 ms to parse."""
+
 MAX_FIRST_FRAME = 256 * 1024
 """Bytes of a frame before a known node has been heard on the connection."""
 
-MAX_BATCH = 16
-"""Frames that are handled before other tasks have a turn."""
+MAX_WORK = 32 * 1024
+"""Octets of envelopes that are opened and sealed before other tasks have a turn: 3 ms with classic envelopes."""
+
+FRAME_WORK = 2 * 1024
+"""Octets that opening or sealing costs in addition, whatever its size."""
 
 ENOUGH_UNSENT = 1024 * 1024
 """Bytes of output at which no further request is handled and no `message for you` made. So output is at most this, and
@@ -61,17 +72,20 @@ class NodeEnvelopes(Protocol):
     def can_be_replayed(self) -> bool:
         """Whether an envelope that was recorded can be sent again."""
 
-    def open(self, envelope: bytes) -> list[tuple[bytes, bytes]]:
+    def opening(self, envelope: bytes) -> Steps[list[tuple[bytes, bytes]]]:
         """The messages that an envelope completes, packed, each with the id of the node that sent it. Raises
-        `RemoteProtocolError`.
+        `RemoteProtocolError`. Other methods may be called between the steps.
         """
 
     def unpack(self, packed: bytes) -> bytes:
         """The mencoded message in what `open` returned. Raises `RemoteProtocolError`."""
 
-    def seal(self, node: bytes, message: bytes) -> bytes:
-        """The envelope of a mencoded message. Raises `LocalProtocolError` if the node has no
-        session.
+    def can_seal(self, node: bytes) -> bool:
+        """Whether there can be envelopes for this node: its key is known."""
+
+    def sealing(self, node: bytes, message: bytes) -> Steps[bytes]:
+        """The envelope of a mencoded message. Raises `LocalProtocolError` if that is not possible any more. Other
+        methods may be called between the steps.
         """
 
     def take_outgoing(self) -> list[bytes]:
@@ -107,6 +121,20 @@ class ServiceConnection:
         self._frames = frames or FrameReader()
         self._frames.limit = MAX_FIRST_FRAME
         self._requests = RequestTable()
+        self._opening: Steps[list[tuple[bytes, bytes]]] | None = None
+        self._sealing: deque[tuple[Steps[bytes], int]] = deque()  # in the order of the output, with their sizes
+        self._unsealed = 0  # octets of them
+        self._work = MAX_WORK  # octets left for this turn
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of output, the messages that are to be sealed included."""
+        return len(self.outgoing) + self._unsealed
+
+    @property
+    def has_unsealed(self) -> bool:
+        """Whether `seal_more` has something to do."""
+        return bool(self._sealing)
 
     @property
     def next_deadline(self) -> float:
@@ -114,7 +142,7 @@ class ServiceConnection:
         return self._requests.next_deadline
 
     def receive(self, data: bytes | bytearray | memoryview) -> bool:
-        """Handle bytes that were read, and what was left before. Returns False after `MAX_BATCH` frames or with
+        """Handle bytes that were read, and what was left before. Returns False after `MAX_WORK` octets or with
         `ENOUGH_UNSENT` bytes of output: then read no more, and call this again, with no bytes, after other tasks had
         their turn and there is room.
 
@@ -122,17 +150,29 @@ class ServiceConnection:
         message then.
         """
         self._frames.feed(data)
-        for _ in range(MAX_BATCH):
-            if len(self.outgoing) >= ENOUGH_UNSENT:
+        self._work = MAX_WORK
+        while self._work > 0:
+            if not self._seal() or self.unsent >= ENOUGH_UNSENT:
                 return False
-            if (envelope := self._frames.next_message()) is None:
-                return True
-            messages = self._envelopes.open(envelope)
+            if self._opening is None:
+                if (envelope := self._frames.next_message()) is None:
+                    return True
+                self._work -= FRAME_WORK
+                self._opening = self._envelopes.opening(envelope)
+            messages = self._advance(self._opening)
+            if messages is None:
+                return False
+            self._opening = None
             for answer in self._envelopes.take_outgoing():
                 self.outgoing += pack_frame(answer)
             for sender, packed in messages:
                 self.accept(sender, packed)
-        return False
+        return not (self._opening or self._sealing or len(self._frames))
+
+    def seal_more(self) -> None:
+        """Go on to seal messages, for one turn."""
+        self._work = MAX_WORK
+        self._seal()
 
     def accept(self, sender: bytes, packed: bytes) -> None:
         """Handle a message that `sender` sent. Raises as `receive`."""
@@ -144,7 +184,7 @@ class ServiceConnection:
 
     def on_written(self) -> None:
         """The kernel took output."""
-        if len(self.outgoing) < ENOUGH_UNSENT:
+        if self.unsent < ENOUGH_UNSENT:
             self._service.on_room(self)
 
     def due(self) -> None:
@@ -158,23 +198,23 @@ class ServiceConnection:
 
     def send_message(self, node: bytes, envelope: bytes) -> bytes | None:
         """See `FastReceiver.send_message`."""
-        if len(self.outgoing) >= ENOUGH_UNSENT:
+        if self.unsent >= ENOUGH_UNSENT or not self._envelopes.can_seal(node):
             return None
         request = MojoRequest(MESSAGE_FOR_YOU, node, self._random(ID_OCTETS), envelope)
         encoded = request.encode()
         try:
-            sealed = self._envelopes.seal(node, encoded)
             request_id = self._envelopes.request_id(request, encoded)
             entry = self._requests.add(request, request_id, self._now(), DEFAULT_TIMEOUT)
-        except (LimitReachedError, LocalProtocolError):
+        except LimitReachedError:
             return None
         self._guard.note_sent(node, entry.message_id)
-        self.outgoing += pack_frame(sealed)
+        self._send(node, encoded)
         self.on_output()
         return entry.message_id
 
     def _handle(self, sender: bytes, encoded: bytes) -> None:
-        message = parse_message(encoded)
+        self._work -= min(len(encoded), MAX_WORK)
+        message = parse_message(encoded, MESSAGE_LIMITS)
         if isinstance(message, MojoResponse):
             self._acknowledge(sender, message)
             return
@@ -186,8 +226,41 @@ class ServiceConnection:
             response = replace(response, header={**response.header, b"nonce": self._random(ID_OCTETS)})
         answer = response.encode()
         self._guard.note_sent(sender, id_of(answer))
-        self.outgoing += pack_frame(self._envelopes.seal(sender, answer))
+        self._send(sender, answer)
         self._service.on_room(self)
+
+    def _send(self, node: bytes, message: bytes) -> None:
+        """Have a message sealed, in this turn if there is time left, after those before it."""
+        self._sealing.append((self._envelopes.sealing(node, message), len(message)))
+        self._unsealed += len(message)
+        self._seal()
+
+    def _seal(self) -> bool:
+        """Seal messages as far as this turn goes; returns whether all are sealed."""
+        while self._sealing and self._work > 0:
+            steps, size = self._sealing[0]
+            try:
+                sealed = self._advance(steps)
+            except LocalProtocolError:
+                sealed = b""  # its key was forgotten; a message that is not answered is sent again
+            if sealed is None:
+                return False
+            self._work -= FRAME_WORK
+            self._sealing.popleft()
+            self._unsealed -= size
+            if sealed:
+                self.outgoing += pack_frame(sealed)
+        return not self._sealing
+
+    def _advance(self, steps: Steps[Result]) -> Result | None:
+        """Take steps as far as this turn goes; returns the result after the last one."""
+        try:
+            while self._work > 0:
+                self._work -= next(steps)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        return None
 
     def _respond(self, sender: bytes, request: MojoRequest, request_id: bytes) -> MojoResponse:
         nothing = NOTHING.get(canonical_kind(request.kind)) if self._envelopes.can_be_replayed else None

@@ -4,7 +4,9 @@
     ├─ reads                    socket ──► ServiceConnection.receive; waits while much output is unsent
     └─ writes                   ServiceConnection.outgoing ──► socket; and the timeouts of requests
 
-These connections carry messages and not bytes of visitors, so they have tasks and do not live in the pump.
+These connections carry messages and not bytes of visitors, so they have tasks and do not live in the pump. Opening and
+sealing envelopes can take long; one connection at a time does a piece of it, and then all other tasks have a turn. So
+a crowd of nodes delays the relay's visitors no more than one.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from tunneld.net.liveness import set_keepalive
 READ_SIZE = 64 * 1024
 
 
-async def serve_node(connection: socket.socket, node: ServiceConnection, keepalive: float) -> str:
+async def serve_node(connection: socket.socket, node: ServiceConnection, keepalive: float, turn: trio.Lock) -> str:
     """Serve a node until its connection ends; return why it did. The caller owns the non-blocking socket, and has fed
     what it read before.
 
-    A silent connection is probed after `keepalive` seconds. Messages that were not acknowledged wait in the mailbox
-    again when this returns or is cancelled.
+    A silent connection is probed after `keepalive` seconds. All connections share `turn`. Messages that were not
+    acknowledged wait in the mailbox again when this returns or is cancelled.
     """
     set_keepalive(connection, keepalive)
-    task = _ServiceTask(connection, node)
+    task = _ServiceTask(connection, node, turn)
     node.on_output = task.wake
     try:
         async with trio.open_nursery() as nursery:
@@ -42,7 +44,8 @@ async def serve_node(connection: socket.socket, node: ServiceConnection, keepali
 class _ServiceTask:
     """Two tasks of one connection. `reason` is why it ended."""
 
-    def __init__(self, connection: socket.socket, node: ServiceConnection) -> None:
+    def __init__(self, connection: socket.socket, node: ServiceConnection, turn: trio.Lock) -> None:
+        self._turn = turn
         self.reason = "the relay stopped"
         self._connection = connection
         self._node = node
@@ -56,15 +59,15 @@ class _ServiceTask:
     async def read(self, scope: trio.CancelScope) -> None:
         """Read until the connection ends; then cancel `scope`."""
         try:
-            done, data = self._node.receive(b""), b"-"
-            while data:
-                self.wake()
-                if done:
-                    data = await self._receive()
-                    done = self._node.receive(data)
-                else:
+            done, data = False, b""
+            while not done or (data := await self._receive()):
+                if not done:
                     await self._room()
-                    done = self._node.receive(b"")
+                async with self._turn:
+                    await trio.lowlevel.checkpoint()
+                    done = self._node.receive(data)
+                data = b""
+                self.wake()
             self._end("the node closed the connection", scope)
         except (RemoteProtocolError, NotAllowedError) as problem:
             self._send_last()
@@ -80,8 +83,15 @@ class _ServiceTask:
                     await self._has_output.wait()
                 self._has_output = trio.Event()
                 self._node.due()
-                while self._node.outgoing:
-                    await self._send()
+                while self._node.unsent:
+                    if self._node.outgoing:
+                        await self._send()
+                    else:
+                        async with self._turn:
+                            await trio.lowlevel.checkpoint()
+                            self._node.seal_more()
+                    if self._node.unsent < ENOUGH_UNSENT:
+                        self._has_room.set()
         except OSError as error:
             self._end(f"connection lost: {reason_of(error)}", scope)
 
@@ -91,9 +101,8 @@ class _ServiceTask:
             scope.cancel()
 
     async def _room(self) -> None:
-        """Let other tasks have a turn, and wait until little output is unsent."""
-        await trio.lowlevel.checkpoint()
-        while len(self._node.outgoing) >= ENOUGH_UNSENT:
+        """Wait until little output is unsent."""
+        while self._node.unsent >= ENOUGH_UNSENT:
             self._has_room = trio.Event()
             await self._has_room.wait()
 
@@ -114,8 +123,6 @@ class _ServiceTask:
             return
         del self._node.outgoing[:sent]
         self._node.on_written()
-        if len(self._node.outgoing) < ENOUGH_UNSENT:
-            self._has_room.set()
 
     def _send_last(self) -> None:
         """Send what the kernel takes now: it may say why the connection ends."""

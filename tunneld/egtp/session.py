@@ -45,6 +45,10 @@ MAX_EARLY_RECORDS = 64 * 1024
 """Octets of envelopes that are kept because an earlier one has not come."""
 
 
+class RejectedError(RemoteProtocolError):
+    """The peer does not know this session, or the id. Nothing proves that it was the peer who said so."""
+
+
 FindIdentity = Callable[[bytes], Identity | None]
 """Returns the identity with this id, if this program has it."""
 
@@ -108,7 +112,7 @@ class NodeSession:
                 ready = self._inbox.receive(number, records)
                 return [message for each in ready or () for message in self._receive_records(each)]
             case rejected:
-                raise RemoteProtocolError(f"the peer rejected the session: {rejected.reason or 'no reason given'}")
+                raise RejectedError(f"the peer rejected the session: {rejected.reason or 'no reason given'}")
 
     def seal(self, message: bytes) -> tuple[bytes, bytes, bytes]:
         """The parts of the envelope with this message. Raises `RemoteProtocolError` if the session is over."""

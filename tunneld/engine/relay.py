@@ -214,8 +214,10 @@ class JoinedEnds:
 
     def extend_deadline(self) -> None:
         """Move the deadline of a lingering relay back if bytes have moved since it was set."""
+        if self.delivering:  # nothing was set
+            return
         moved = self.from_visitor.moved + self.from_server.moved
-        if moved != self.moved_before and not self.delivering:
+        if moved != self.moved_before:
             self.moved_before = moved
             self.deadline = self.engine.now() + self.linger
 

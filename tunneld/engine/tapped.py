@@ -33,6 +33,11 @@ class TappedTransport(PlainTransport):
         super().__init__(connection)
         self._tap = tap
 
+    @property
+    def takes_pipes(self) -> bool:
+        """See `PlainTransport.takes_pipes`. The tap sees every byte."""
+        return False
+
     def receive_into(self, raw: memoryview, plain: memoryview) -> tuple[int, int]:
         """See `PlainTransport.receive_into`."""
         count = self.connection.recv_into(plain, len(raw))

@@ -33,6 +33,30 @@ class Timed(Protocol):
         """
 
 
+class Alarm:
+    """Calls a function at a time, once."""
+
+    __slots__ = ("_callback", "_timers", "deadline")
+
+    def __init__(self, timers: Timers, callback: Callable[[], None]) -> None:
+        self.deadline = 0.0
+        self._timers = timers
+        self._callback = callback
+
+    def set(self, seconds: float) -> None:
+        """Call the function in that many seconds; a call that was to come before does not."""
+        self.deadline = trio.current_time() + seconds
+        self._timers.watch(self)
+
+    def cancel(self) -> None:
+        """Do not call it. Harmless when repeated."""
+        self._timers.forget(self)
+
+    def on_deadline(self) -> None:
+        """Called by the timers."""
+        self._callback()
+
+
 class Timers:
     """The deadlines of one pump."""
 

@@ -8,6 +8,9 @@ So a stopped direction holds one buffer, as between plain sockets. A plain conne
 `pipe_taker` in one, if that is set. An end of file is TLS's close_notify followed by
 TCP's FIN. A connection that ends without close_notify is broken (RFC 8446 §6.1), and a reset is a reset.
 
+Where both machines have agreed on it (`may_leave`), what is encrypted already goes on without this TLS. Each direction
+leaves behind its own close_notify, and ends with TCP's FIN alone: what is inside has an end of its own.
+
 When the relay is finished, our close_notify may still have to wait for the peer to read. Then only this object is left,
 and it waits no longer than `linger` seconds.
 """
@@ -15,7 +18,7 @@ and it waits no longer than `linger` seconds.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunneld.engine.end import BufferedEnd, PipeTaker, log
 from tunneld.engine.events import BROKEN, READABLE, UNTIL_EAGAIN, WRITABLE
@@ -29,18 +32,22 @@ from tunneld.tls.connection import TlsSocket
 if TYPE_CHECKING:
     from tunneld.engine.pipes import Pipe
 
+ROOM_FOR_RECORDS: Final = 4096
+"""Bytes beyond a buffer: a buffer in records of another TLS, with the headers of frames, leaves in one piece."""
+
 
 class TlsEnd(BufferedEnd):
     """A `TlsSocket` after its handshake, which it owns. It is the pump's handler from `start` on."""
 
     __slots__ = (
         "_blocked", "_fd", "_flush_scheduled", "_handler_waits", "_pump", "_reading_stopped", "_shutdown_sent",
-        "_splicing", "_tls", "_until_eagain", "deadline",
+        "_splicing", "_tls", "_until_eagain", "deadline", "may_leave",
     )  # fmt: skip
 
     def __init__(self, pump: Pump, tls: TlsSocket | PlainTransport) -> None:
         super().__init__(pump)
         self.deadline = 0.0
+        self.may_leave = False  # a close_notify of the peer means that it goes on without TLS
         self._pump = pump
         self._tls = tls
         self._fd = tls.connection.fileno()
@@ -65,7 +72,7 @@ class TlsEnd(BufferedEnd):
     # Called by the handler
 
     def send_capacity(self) -> int:
-        """See `BufferedEnd.send_capacity`: one buffer, once the kernel has taken the one before."""
+        """See `BufferedEnd.send_capacity`: about one buffer, once the kernel has taken the one before."""
         if self.closed or self.eof_sent:
             return 0
         if self._flush_scheduled:
@@ -73,7 +80,7 @@ class TlsEnd(BufferedEnd):
         if self._blocked or self.closed or self.write_failure is not None:
             self._handler_waits = True
             return 0
-        return self._pump.buffer_size
+        return self._pump.buffer_size + ROOM_FOR_RECORDS
 
     def write(self, data: memoryview) -> None:
         """See `BufferedEnd.write`."""
@@ -119,6 +126,14 @@ class TlsEnd(BufferedEnd):
         """See `BufferedEnd.deliver_buffered`."""
         super().deliver_buffered()
         self.consume(0)
+
+    def leave_tls(self) -> None:
+        """Go on without TLS, and expect that of the peer. Does nothing on a plain connection, and when repeated."""
+        tls = self._tls
+        if isinstance(tls, TlsSocket) and not (tls.sends_clear or self.eof_sent or self.closed):
+            self.may_leave = True
+            tls.leave()
+            self._schedule_flush()
 
     def finish(self) -> None:
         """See `End.finish`."""
@@ -205,8 +220,7 @@ class TlsEnd(BufferedEnd):
                         continue
                     read, count = tls.receive_into(pump.view, plain)
                     self._splicing = read == pump.buffer_size and tls.takes_pipes
-                    if count:
-                        self.feed(plain[:count])
+                    self._take(plain[:count])
                     if self.buffered:
                         self._reading_stopped = True
                     if (
@@ -230,6 +244,22 @@ class TlsEnd(BufferedEnd):
             self._close_if_finished()
         if tls.pending_output:
             self._schedule_flush()
+
+    def _take(self, data: memoryview) -> None:
+        """Deliver what was read, and look what it ended with."""
+        if data:
+            self.feed(data)
+        if self._tls.ended and self.may_leave and not self.closed:
+            self._follow()
+
+    def _follow(self) -> None:
+        """The peer has left TLS, unless it has ended: then an end of file follows, which is read as such."""
+        tls = self._tls
+        if isinstance(tls, TlsSocket) and not tls.receives_clear:
+            rest = tls.follow()
+            self.leave_tls()
+            if rest:
+                self.feed(memoryview(rest))
 
     def _splice(self, taker: PipeTaker) -> int:
         """Pass one pipe on; returns the number of bytes. 0: a plain read has to tell why there are none. Raises OSError

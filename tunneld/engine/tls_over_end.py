@@ -17,6 +17,7 @@ from typing import Final
 
 from tunneld.engine.end import BufferedEnd
 from tunneld.engine.failures import TcpSocket
+from tunneld.engine.tls_end import TlsEnd
 from tunneld.tls.connection import PEER_CLOSED
 from tunneld.tls.session import TlsSession
 
@@ -76,6 +77,11 @@ class TlsOverEnd(BufferedEnd):
     def peer_certificate(self) -> bytes | None:
         """See `TlsSession.peer_certificate`."""
         return self._tls.peer_certificate
+
+    def leave_tls_below(self) -> None:
+        """The end below need not encrypt what this one has encrypted, if it is a TLS connection: see `tls_end`."""
+        if isinstance(self._below, TlsEnd):
+            self._below.leave_tls()
 
     # Called by the handler
 

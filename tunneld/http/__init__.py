@@ -1,11 +1,11 @@
 """The HTTP service: XML-RPC, the GET servlet, JSON, health and metrics, all of them over one table of commands.
 
-    POST     /RPC2  /                       XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, ...      rpc.py
-    GET POST /tristero/servlet/tunnel       ?method=openTunnel, ?method=getTunnelAddress&uri=...          servlet.py
-    GET POST /api/v1/VERB                   JSON; watch as a stream of lines                              api.py
-    GET      /healthz  /readyz              for supervisors                                               app.py
-    GET      /metrics                       for Prometheus                                                metrics.py
-    GET      /                              this table as plain text                                      app.py
+    POST     /RPC2  /                   XML-RPC: tunnel.openTunnel, tunnel.getTunnelAddress, ...   rpc.py
+    GET POST /tristero/servlet/tunnel   ?method=openTunnel, ?method=getTunnelAddress&uri=...       servlet.py
+    GET POST /api/v1/VERB               JSON; watch as a stream of lines                           api.py
+    GET      /healthz  /readyz          for supervisors                                            app.py
+    GET      /metrics                   for Prometheus                                  metrics.py, tunnel_metrics.py
+    GET      /                          the web page; for programs, this table                     page/, app.py
 
 A request passes these modules, outermost first:
 

@@ -17,6 +17,13 @@
     tunneld_open_descriptors                 of this process
     tunneld_max_descriptors                  the limit of this process
 
+    tunneld_mail_messages                    messages that wait for EGTP nodes
+    tunneld_mail_bytes                       their bytes, and 512 for each
+    tunneld_mail_passed_total                messages accepted for a node since the start
+    tunneld_mail_delivered_total             of these, fetched or acknowledged
+    tunneld_mail_expired_total               of these, deleted because nothing fetched them
+    tunneld_mail_refused_total{reason}       messages refused since the start: see `MailRefusal` in egtp/mailbox.py
+
     tunneld_certificate_expires_seconds{name}  until the certificate with this first name expires
     tunneld_certificate_problems             host names that have no valid certificate, although they should
     tunneld_cpu_seconds_total{mode}          of this process
@@ -52,6 +59,8 @@ from tunneld.auth.preauth import PreauthLimiter, PreauthReason
 from tunneld.control.verbs import DaemonControl
 from tunneld.directory.reply import Step
 from tunneld.directory.service import TunnelService
+from tunneld.egtp.mailbox import MailRefusal
+from tunneld.egtp.passing import PassingService
 from tunneld.http.responses import LongResponse
 from tunneld.http.tunnel_metrics import tunnel_metrics
 from tunneld.policy.admission import RefusalKind
@@ -97,6 +106,8 @@ class TunneldCollector(Collector):
         yield _visitor_refusals(self._daemon.service.live.refusals)
         yield from _preauth_metrics(self._preauth)
         yield from _tunnel_metrics(list(self._daemon.service.tunnels()))
+        if (mail := self._daemon.mail) is not None:
+            yield from _mail_metrics(mail)
         yield _certificate_metric(self._daemon.certificates.seconds_left())
         text, problems = "Host names without a valid certificate.", self._daemon.certificate_orders.problems()
         yield GaugeMetricFamily("tunneld_certificate_problems", text, len(problems))
@@ -137,6 +148,19 @@ def _tunnel_metrics(tunnels: Iterable[Tunnel]) -> Iterator[Metric]:
     yield GaugeMetricFamily("tunneld_visitors_waiting", "Visitors that wait for a server connection.", waiting)
     text = "Idle server connections that wait for a visitor."
     yield GaugeMetricFamily("tunneld_server_connections_parked", text, parked)
+
+
+def _mail_metrics(mail: PassingService) -> Iterator[Metric]:
+    stored = mail.mailboxes.total
+    yield GaugeMetricFamily("tunneld_mail_messages", "Messages that wait for EGTP nodes.", stored.messages)
+    yield GaugeMetricFamily("tunneld_mail_bytes", "Bytes of messages that wait for EGTP nodes.", stored.bytes)
+    yield CounterMetricFamily("tunneld_mail_passed", "Messages accepted for an EGTP node.", mail.passed)
+    yield CounterMetricFamily("tunneld_mail_delivered", "Messages that EGTP nodes have got.", mail.delivered)
+    yield CounterMetricFamily("tunneld_mail_expired", "Messages deleted because no EGTP node got them.", mail.expired)
+    family = CounterMetricFamily("tunneld_mail_refused", "Messages of EGTP nodes refused.", labels=["reason"])
+    for reason in MailRefusal:
+        family.add_metric([reason.value], mail.refused[reason])
+    yield family
 
 
 def _certificate_metric(seconds_left: Mapping[str, float]) -> Metric:

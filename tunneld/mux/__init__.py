@@ -1,6 +1,8 @@
 """Multiplexed connections: one carrier between agent and relay has a channel for every visitor.
 
-    connection   the socket below a carrier, plain or TLS, read and written without blocking
+    transport    what is below a carrier: either
+    connection     a socket, plain or TLS, read and written without blocking, or
+    end_connection another end: the TLS of a private tunnel
     carrier      one connection and its WebMUX codec; finds channels by session id
     send_buffer  pending output and the one place that writes it
     heartbeat    keep-alive: does the peer still answer?

@@ -19,11 +19,12 @@ from tunneld.engine.pump import Pump
 from tunneld.errors import LimitReachedError, RemoteProtocolError, reason_of
 from tunneld.log import Logger
 from tunneld.mux.channel import CarrierEvents, Channel
-from tunneld.mux.connection import Connection
+from tunneld.mux.channel_table import ChannelTable
 from tunneld.mux.heartbeat import Heartbeat
 from tunneld.mux.limits import MAX_FRAMES_PER_TURN, PREAUTH_LIMIT, USER_TIMEOUT_HEARTBEATS, CarrierLimits
 from tunneld.mux.ping import PING_PROTOCOL, PingSession
 from tunneld.mux.send_buffer import SendBuffer
+from tunneld.mux.transport import CarrierTransport
 from tunneld.mux.turns import CarrierTurns
 from tunneld.mux.webmux_channel import WebMuxChannel
 from tunneld.mux.window import ReceiveWindow, WindowBudget
@@ -52,12 +53,12 @@ log = Logger("mux")
 
 
 class Carrier:
-    """One connection that carries channels; the pump's handler of its socket."""
+    """One connection that carries channels. Implements `CarrierInput`."""
 
     def __init__(
         self,
         pump: Pump,
-        connection: Connection,
+        connection: CarrierTransport,
         owner: CarrierEvents,
         *,
         initiator: bool,
@@ -72,15 +73,13 @@ class Carrier:
         self.mux = Mux(initiator=initiator)
         self.over = False
         self.owner = owner
-        self.channels: dict[int, Channel] = {}
-        self._parity = 0 if initiator else 1  # of the session ids that we open
         self._connection = connection
-        self._fd = connection.connection.fileno()
         self._view = memoryview(pump.wide_buffer)
         self._budget = WindowBudget(limits.window_budget, pump.now, connection.round_trip)
-        self._opened = 0  # channels that we opened and that are not over
         self.max_fragment = NO_MSS  # bytes of a fragment, by the peer's MSS
         self.turns = CarrierTurns(pump.budget, self._read, self.on_failure)
+        self._table = ChannelTable(self.turns, 0 if initiator else 1, self._on_removed)
+        self.channels = self._table.channels
         self.send_buffer = SendBuffer(pump, connection, self.mux.outgoing, limits, self._close)
         self.schedule_flush = self.send_buffer.schedule_flush
         self._until_eagain = False  # a short read no longer means that the socket is drained
@@ -90,7 +89,7 @@ class Carrier:
         connection.keep_unsent_below(limits.max_unsent)
         connection.limit_retransmission(limits.max_rto, USER_TIMEOUT_HEARTBEATS * limits.heartbeat)
         self.mux.set_default_credit(limits.initial_window)
-        pump.attach(self._fd, self)
+        connection.attach(pump, self)
         self.heartbeat = Heartbeat(self, limits, pump.timers, connection.idle_seconds)
         self.schedule_flush()
 
@@ -99,7 +98,7 @@ class Carrier:
     @property
     def can_open(self) -> bool:
         """Whether `open` would succeed."""
-        return not self.over and self._opened < MAX_CHANNELS and self.mux.can_open
+        return not self.over and self._table.opened < MAX_CHANNELS and self.mux.can_open
 
     @property
     def answering(self) -> bool:
@@ -109,14 +108,13 @@ class Carrier:
     @property
     def channels_left(self) -> int:
         """How many more channels could be opened, approximately."""
-        return 0 if self.over else MAX_CHANNELS - self._opened
+        return 0 if self.over else MAX_CHANNELS - self._table.opened
 
     def open(self, protocol: int) -> Channel:
         """Open a channel; the caller sets its handler or joins it. Raises `LimitReachedError` unless `can_open`."""
-        if self.over or self._opened >= MAX_CHANNELS:
+        if self.over or self._table.opened >= MAX_CHANNELS:
             raise LimitReachedError("could not open a channel: all ids of the carrier are in use")
         channel = self._add(self.mux.open(protocol))  # which raises it where the peer may still use all free ids
-        self._opened += 1
         self.schedule_flush()
         if self.over:
             raise LimitReachedError("could not open a channel: the carrier was lost")
@@ -169,16 +167,16 @@ class Carrier:
         self.mux.finish(channel.sid)
         self.schedule_flush()
         if channel.eof_received:
-            self._remove(channel)
+            self._table.remove(channel)
 
     def reset(self, channel: Channel, reason: str) -> None:
         """Send RST."""
         if self.channels.get(channel.sid) is channel:
             self.mux.reset(channel.sid, text=reason)
             self.schedule_flush()
-            self._remove(channel)
+            self._table.remove(channel)
 
-    # Called by the pump and by the heartbeat, see `HeartbeatTarget`
+    # Called by the pump, by the transport, and by the heartbeat, see `HeartbeatTarget`
 
     def on_event(self, events: int) -> None:
         """Handle events of the socket."""
@@ -188,6 +186,26 @@ class Carrier:
             self.send_buffer.unblock()
         if (events & READABLE or self._connection.has_buffered_input or self.mux.has_unparsed) and not self.over:
             self._read()
+
+    def on_input(self, data: memoryview) -> int:
+        """See `CarrierInput.on_input`."""
+        if self.over:
+            return len(data)
+        if self._must_wait():
+            return 0
+        self.heartbeat.received = True
+        self._parse(data, self.turns.share.left)
+        if not self.over:
+            self._must_wait()
+        return len(data)
+
+    def on_writable(self) -> None:
+        """See `CarrierInput.on_writable`."""
+        self.send_buffer.unblock()
+
+    def on_lost(self, reason: str) -> None:
+        """See `CarrierInput.on_lost`."""
+        self._close(reason)
 
     def on_failure(self, error: Exception) -> None:
         """A callback raised, which is a bug: it closes this carrier and nothing else."""
@@ -214,6 +232,13 @@ class Carrier:
         self._close(reason)
 
     # Internal
+
+    def _must_wait(self) -> bool:
+        """Whether input has to wait for a later turn, which comes."""
+        if self.mux.has_unparsed or self.turns.share.left <= 0:
+            self.turns.read_later()
+            return True
+        return False
 
     def _read(self) -> None:
         """Read until the socket is drained, or this turn's quantum or the owner's share of it is used up."""
@@ -246,7 +271,7 @@ class Carrier:
                 return
             quantum -= count
             if quantum <= 0:
-                self.pump.rearm(self._fd)
+                connection.rearm()
                 return
 
     @property
@@ -278,7 +303,7 @@ class Carrier:
                     if channel is not None:
                         channel.feed(item[1])
                 elif isinstance(item, Finished):
-                    self._on_finished(item.session)
+                    self._table.on_eof(item.session)
                 else:
                     self._on_codec_event(item)
                 if self.over:
@@ -297,9 +322,7 @@ class Carrier:
         """Act on any event but data and FIN; those that every visitor causes come first."""
         match event:
             case CreditAdded(sid):
-                channel = self.channels.get(sid)
-                if channel is not None and not self.turns.waits(channel):
-                    channel.notify_writable()
+                self._table.on_credit(sid)
             case Accepted(sid) if sid != self._ping.sid:
                 self.owner.on_capacity()
             case Opened(sid, protocol):
@@ -310,19 +333,11 @@ class Carrier:
             case Accepted(sid) | SessionRefused(sid) | Broken(sid) if sid == self._ping.sid:
                 self._on_ping_answered(event)
             case SessionRefused(sid, _, reason) | Reset(sid, _, reason) | Broken(sid, reason):
-                if lost := self.channels.get(sid):
-                    self._remove(lost)
-                    lost.notify_reset(reason or "closed by the peer")
+                self._table.on_reset(sid, reason)
             case EndpointDefined(_, uri):
                 self.owner.on_endpoint(uri)
             case MssSet(mss):
                 self.max_fragment = mss or NO_MSS
-
-    def _on_finished(self, sid: int) -> None:
-        if channel := self.channels.get(sid):
-            if channel.eof_sent:
-                self._remove(channel)  # first: the codec has forgotten the session, whatever the handler does
-            channel.feed_eof()
 
     def _on_ping_answered(self, event: Event) -> None:
         """SYN and RST answer a ping. `Broken` proves nothing, and a channel may have its session id next."""
@@ -333,17 +348,11 @@ class Carrier:
 
     def _add(self, sid: int) -> Channel:
         window = ReceiveWindow(self.limits.initial_window, self.limits.max_window, self._budget)
-        self.channels[sid] = channel = WebMuxChannel(self, sid, window)
+        channel = WebMuxChannel(self, sid, window)
+        self._table.add(channel)
         return channel
 
-    def _remove(self, channel: Channel) -> None:
-        """Both directions are over for the codec; the channel's buffered bytes can still be consumed."""
-        if self.channels.pop(channel.sid, None) is not channel:
-            return
-        self.turns.forget(channel)
-        channel.release_window()
-        if channel.sid & 1 == self._parity:
-            self._opened -= 1
+    def _on_removed(self, channel: Channel) -> None:
         self.owner.on_over(channel)
 
     def _close(self, reason: str) -> None:
@@ -351,13 +360,10 @@ class Carrier:
             return
         self.over = True
         self.heartbeat.stop()
-        self.pump.remove(self._fd, self)
         self.send_buffer.close()
         self._connection.close()
         self.turns.close()
-        channels, self.channels = self.channels, {}
-        for channel in channels.values():
-            channel.notify_reset(f"multiplexed connection lost: {reason}")
+        self._table.close(reason)
         try:
             self.owner.on_closed(reason)
         except Exception as error:

@@ -12,6 +12,9 @@ import socket
 import sys
 from typing import Final
 
+from tunneld.engine.failures import TcpSocket
+from tunneld.engine.pump import Pump
+from tunneld.mux.transport import CarrierInput, CarrierTransport
 from tunneld.net.dial import TCP_RTO_MAX_MS
 from tunneld.tls.connection import TlsSocket
 
@@ -29,40 +32,36 @@ TLS_RECORD_SIZE: Final = 16 * 1024
 """Most plaintext bytes in a TLS record (RFC 8446 §5.1): a read may complete a record begun by the one before."""
 
 
-class Connection:
+class Connection(CarrierTransport):
     """A connected non-blocking stream socket, which it owns and closes."""
 
-    __slots__ = ("connection", "drained", "wants_write")
+    __slots__ = ("_fd", "_handler", "_pump", "connection")
 
     def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
         self.connection = connection
-        self.drained = False  # the last read returned less than it asked for
-        self.wants_write = False  # it has something to answer itself
+        self._fd = connection.fileno()
+        self._pump: Pump | None = None
+        self._handler: CarrierInput | None = None
 
-    @property
-    def has_buffered_input(self) -> bool:
-        """Whether bytes were read from the kernel and not yet returned. epoll does not report them."""
-        return False
+    def attach(self, pump: Pump, handler: CarrierInput) -> None:
+        """See `CarrierTransport.attach`."""
+        self._pump, self._handler = pump, handler
+        pump.attach(self._fd, handler)
 
-    @property
-    def pending_output(self) -> int:
-        """Bytes that `write` accepted and the kernel did not."""
-        return 0
+    def rearm(self) -> None:
+        """See `CarrierTransport.rearm`."""
+        if self._pump is not None:
+            self._pump.rearm(self._fd)
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Read into `buffer`. Returns the number of bytes, 0 at the end of the stream.
-
-        Raises `BlockingIOError`, or OSError if the connection is broken.
-        """
+        """See `CarrierTransport.receive_into`."""
         count = self.connection.recv_into(buffer)
         self.drained = count < len(buffer)
         return count
 
     def write(self, outgoing: bytearray) -> bool:
-        """Write from the front of `outgoing` and remove what was accepted. Returns whether the kernel took everything.
-
-        Raises OSError if the connection is broken.
-        """
+        """See `CarrierTransport.write`."""
         sent = 0
         try:
             with memoryview(outgoing) as view:
@@ -93,26 +92,18 @@ class Connection:
         return int.from_bytes(info[offset:], sys.byteorder) if len(info) == offset + 4 else None
 
     def keep_unsent_below(self, size: int) -> None:
-        """Ask the kernel to accept at most `size` bytes beyond what it can send now (TCP_NOTSENT_LOWAT)."""
-        try:
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
-        except OSError:
-            return  # not TCP: a socket pair
+        """See `CarrierTransport.keep_unsent_below`."""
+        keep_unsent_below(self.connection, size)
 
     def limit_retransmission(self, max_rto: float, user_timeout: float) -> None:
-        """Ask the kernel to retransmit at least every `max_rto` seconds (Linux 6.15), and not to give the connection up
-        before `user_timeout` seconds: it counts attempts otherwise, and more frequent ones are used up sooner.
-        """
-        timeout = min(round(1000 * user_timeout), MAX_USER_TIMEOUT)
-        try:
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, round(1000 * max_rto))
-            self.connection.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, timeout)
-        except OSError:
-            return
+        """See `CarrierTransport.limit_retransmission`."""
+        limit_retransmission(self.connection, max_rto, user_timeout)
 
     def close(self) -> None:
         """Close the socket, without a TLS close_notify: every channel has an end of its own in the codec."""
+        if self._pump is not None and self._handler is not None:
+            self._pump.remove(self._fd, self._handler)
+            self._pump = self._handler = None
         self.connection.close()
 
 
@@ -127,17 +118,17 @@ class TlsConnection(Connection):
 
     @property
     def has_buffered_input(self) -> bool:
-        """See `Connection.has_buffered_input`."""
+        """See `CarrierTransport.has_buffered_input`."""
         return self._tls.has_buffered_input
 
     @property
     def pending_output(self) -> int:
-        """See `Connection.pending_output`: at most one `outgoing`, encrypted, and OpenSSL's own messages."""
+        """See `CarrierTransport.pending_output`: at most one `outgoing`, encrypted, and OpenSSL's own messages."""
         return self._tls.pending_output
 
     def receive_into(self, buffer: memoryview) -> int:
-        """See `Connection.receive_into`. OpenSSL copies its input, so `buffer` holds first the records and then the
-        plaintext.
+        """See `CarrierTransport.receive_into`. OpenSSL copies its input, so `buffer` holds first the records and then
+        the plaintext.
         """
         tls = self._tls
         while not tls.ended:
@@ -155,7 +146,7 @@ class TlsConnection(Connection):
         return 0
 
     def write(self, outgoing: bytearray) -> bool:
-        """See `Connection.write`. Encrypts all of `outgoing`, but only once the kernel has the previous output."""
+        """See `CarrierTransport.write`. All of it is encrypted, but only once the kernel has what was before."""
         tls = self._tls
         if not tls.flush():
             return False
@@ -163,6 +154,25 @@ class TlsConnection(Connection):
             tls.write(view)
         outgoing.clear()
         return tls.flush()
+
+
+def keep_unsent_below(connection: TcpSocket, size: int) -> None:
+    """Set TCP_NOTSENT_LOWAT, see `CarrierTransport`, and send small frames at once."""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
+    except OSError:
+        return  # not TCP: a socket pair
+
+
+def limit_retransmission(connection: TcpSocket, max_rto: float, user_timeout: float) -> None:
+    """Set TCP_RTO_MAX and TCP_USER_TIMEOUT, see `CarrierTransport`. Times in seconds."""
+    timeout = min(round(1000 * user_timeout), MAX_USER_TIMEOUT)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, round(1000 * max_rto))
+        connection.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, timeout)
+    except OSError:
+        return
 
 
 def connection_over(connection: socket.socket | TlsSocket) -> Connection:

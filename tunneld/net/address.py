@@ -13,10 +13,11 @@ equal if they print the same.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunneld.errors import UsageError
-from tunneld.net.endpoint import parse_port
+from tunneld.net.endpoint import MAX_PORT, parse_port
 from tunneld.net.node_id import NodeId
 
 MAX_NAME = 253
@@ -68,6 +69,35 @@ class Private:
 
 
 Address = Port | HostName | Private
+
+
+def format_ports(ports: Sequence[int]) -> str:
+    """Print ports in their order, with ranges: `20000-20010` or `20000-20001,20007`."""
+    runs: list[list[int]] = []
+    for port in ports:
+        if runs and port == runs[-1][-1] + 1:
+            runs[-1].append(port)
+        else:
+            runs.append([port])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def parse_ports(text: str, maximum: int) -> list[int]:
+    """Read what `format_ports` prints: at most `maximum` ports. Raises `ValueError`."""
+    ports: list[int] = []
+    for word in text.split(","):
+        first, _, last = word.partition("-")
+        run = range(_port(first), _port(last or first) + 1)
+        if not run or len(ports) + len(run) > maximum:
+            raise ValueError(f"not a list of at most {maximum} ports")
+        ports += run
+    return ports
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PORT)) and 1 <= int(text) <= MAX_PORT):
+        raise ValueError(f"{text!r} is not a port")
+    return int(text)
 
 
 def parse_address(text: str) -> Address:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -44,6 +45,7 @@ _RELAY_PATTERN = re.compile(
     r"((?P<scheme>tcp|tls)://)?(?P<host>\[[^\]]*\]|[^:/?#@]+)(:(?P<port>[0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
 _HOST_PATTERN = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
+_PORT_RANGE = re.compile(r"(?P<host>(?:(?:\[[^\]]*\]|[^:]*):)?)(?P<first>[0-9]+)-(?P<last>[0-9]+)")
 _HOST_PORT_PATTERN = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>[0-9]+)")
 
 CONTROL_PORT = 7010
@@ -123,20 +125,29 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a local server listens: a TCP host and port, or the path of a Unix socket."""
+    """Where a local server listens: a TCP host and port, or the path of a Unix socket; or `count` of them, at as many
+    ports in a row.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Parse `PORT`, `HOST:PORT` or `unix:/PATH`. Raises `UsageError`."""
+        """Parse `PORT`, `HOST:PORT` or `unix:/PATH`; a port may be a range, `5000-5010`. Raises `UsageError`."""
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
             if not path:
                 raise UsageError(f"invalid local server {text!r}: the path is missing")
             return cls(path=path)
+        if (found := _PORT_RANGE.fullmatch(text)) is not None:
+            first = cls.parse(found["host"] + found["first"])
+            last = parse_port(found["last"], text, lowest=1)
+            if last < first.port:
+                raise UsageError(f"invalid local server {text!r}: the last port is below the first")
+            return cls(first.host, first.port, count=last - first.port + 1)
         if text.isascii() and text.isdigit():
             return cls("127.0.0.1", parse_port(text, text, lowest=1))
         if not _HOST_PORT_PATTERN.fullmatch(text):
@@ -146,7 +157,13 @@ class Target:
         return cls(host, port)
 
     def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else join_host_port(self.host, self.port)
+        last = f"-{self.port + self.count - 1}" if self.count > 1 else ""
+        return f"unix:{self.path}" if self.path else join_host_port(self.host, self.port) + last
+
+    @property
+    def each(self) -> Sequence[Target]:
+        """The local servers, each with one port."""
+        return [self] if self.count == 1 else [Target(self.host, self.port + index) for index in range(self.count)]
 
 
 def parse_relay(text: str, *, tls: bool = False) -> Endpoint:

@@ -38,6 +38,7 @@ class Grant:
     role: Role = Role.USER
     backends: tuple[str, ...] | None = None
     ports: tuple[range, ...] | None = None  # that it may request with client_port
+    bind: tuple[Network, ...] | None = None  # where the addresses lie that it may request with bind; None: none
     networks: tuple[Network, ...] | None = None  # that it may be used from
     names: tuple[str, ...] | None = None  # patterns of host names, see `names.check_name`; None: see there
     visit: tuple[str, ...] | None = None  # patterns of private tunnels that it may ask for; None: all
@@ -101,6 +102,7 @@ class GrantLimit:
 GRANT_LIMITS: dict[str, GrantLimit] = {
     "backends": GrantLimit(str, "NAME", "backend that it may use", is_list=True),
     "ports": GrantLimit(str, "RANGE", "port or range of ports that it may request", is_list=True),
+    "bind": GrantLimit(str, "NETWORK", "address or network of the relay that it may request for a port", is_list=True),
     "networks": GrantLimit(str, "NETWORK", "network from which it may be used", is_list=True),
     "names": GrantLimit(str, "PATTERN", "host name that its tunnels may have, such as blog or alice-*", is_list=True),
     "visit": GrantLimit(str, "PATTERN", "private tunnel that it may visit, such as shell@* or *@ID", is_list=True),
@@ -150,7 +152,9 @@ def permit(grant: Grant, backend: str, options: TunnelOptions, host: str, opened
         raise NotAllowedError(f"{grant.title} has the role viewer, which opens no tunnels; use one with the role user")
     if grant.backends is not None and backend not in grant.backends:
         raise NotAllowedError(f"{grant.title} may not use the backend {backend!r}, only {', '.join(grant.backends)}")
-    _check_port(grant, options.client_port)
+    for port in options.requested_ports:
+        _check_port(grant, port)
+    _check_bind(grant, options.bind)
     options = bound_server_from(grant, options, host)
     if grant.max_tunnels is not None and opened >= grant.max_tunnels:
         raise LimitReachedError(
@@ -169,10 +173,19 @@ def bound_server_from(grant: Grant, options: TunnelOptions, host: str) -> Tunnel
     return options
 
 
-def _check_port(grant: Grant, port: int | None) -> None:
-    if port is None or grant.ports is None or any(port in ports for ports in grant.ports):
+def _check_port(grant: Grant, port: int) -> None:
+    if grant.ports is None or any(port in ports for ports in grant.ports):
         return
     raise NotAllowedError(f"{grant.title} may not use public port {port}, only {_ports(grant.ports)} (client_port)")
+
+
+def _check_bind(grant: Grant, address: str) -> None:
+    """Admins may bind any address that the relay listens at, others only the ones that they are given."""
+    if not address or (grant.bind is None and grant.is_admin):
+        return
+    if not any(contains(network, (address, 0)) for network in grant.bind or ()):
+        allowed = f"only addresses in {', '.join(map(str, grant.bind))}" if grant.bind else "the relay chooses it"
+        raise NotAllowedError(f"{grant.title} may not use the address {address}, {allowed} (bind)")
 
 
 def _check_server_from(grant: Grant, options: TunnelOptions, host: str) -> None:

@@ -6,6 +6,7 @@ The parsers are public: the command line and the agent read the same kinds of va
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ MAX_COUNT = 1_000_000
 """Visitors: as [tunnels] accepts for the same keys, and far beyond the descriptors of a process."""
 MAX_BYTES = 10**15
 """The largest bandwidth or quota: 100 MB/s for four months."""
+MAX_TUNNEL_PORTS = 100
+"""Public ports of one tunnel. Each is a listening socket of the relay; passive FTP, games and SIP use some ten."""
 BYTE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 ANY_HOST = "any"
 """Stands for a random host name under the relay's domain."""
@@ -57,6 +60,8 @@ class TunnelOptions:
     linger: float | None = None
     proxy_protocol: str | None = None
     client_port: int | None = None
+    bind: str = ""  # the address of the relay at which its public ports are; empty: as the relay listens
+    port_count: int = 1  # public ports, from `client_port` on where that is given
     host: tuple[str, ...] = ()  # names as requested; the directory completes them
     tls: Tls = "terminate"  # of host names: where TLS ends
     plain_http: PlainHttp = "redirect"  # what happens to plain requests for host names that have a certificate
@@ -74,6 +79,7 @@ class TunnelOptions:
     bandwidth: int | None = None  # bytes per second
     quota: int | None = None  # bytes
     hide_visitor: bool = False
+    scheme: Literal["http", "https"] | None = None  # what clients speak at its port, for the address that is shown
     node: str = ""  # the id of the EGTP node that serves the tunnel
     share: bool = False
     replace: bool = True
@@ -92,7 +98,23 @@ class TunnelOptions:
             except (UsageError, ValueError) as error:
                 shown = repr(text) if key != "auth" else "..."  # verifiers are secrets, for logs at least
                 raise UsageError(f"option {key}={shown}: {error}") from None
-        return cls(**values)
+        options = cls(**values)
+        options.check_ports()
+        return options
+
+    def check_ports(self) -> None:
+        """Raise `UsageError` where several ports are requested that the tunnel cannot have."""
+        if self.port_count > 1 and (self.host or self.private is not None):
+            raise UsageError("option port_count is for tunnels with ports of their own; leave out host and private")
+        if self.bind and (self.private is not None or (self.host and self.client_port is None)):
+            raise UsageError("option bind is for tunnels with a port of their own; leave it out, or add client_port")
+        if self.client_port is not None and self.client_port + self.port_count - 1 > MAX_PORT:
+            raise UsageError(f"{self.port_count} ports from {self.client_port} on: the last port is {MAX_PORT}")
+
+    @property
+    def requested_ports(self) -> range:
+        """The public ports that are requested; none where any will do."""
+        return range(0) if self.client_port is None else range(self.client_port, self.client_port + self.port_count)
 
     def words(self) -> dict[str, str]:
         """The options that differ from their defaults, as `parse` reads them."""
@@ -150,6 +172,22 @@ def parse_seconds(text: str) -> float:
 def parse_client_port(text: str) -> int:
     """Read a port from 1 to 65535. Raises `ValueError`."""
     return _whole_number(text, "a port", MAX_PORT)
+
+
+def parse_bind(text: str) -> str:
+    """Read an address that is not a wildcard. Raises `ValueError`."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("not an IP address") from None
+    if address.is_unspecified:
+        raise ValueError("not the address of one interface")
+    return str(address)
+
+
+def parse_port_count(text: str) -> int:
+    """Read a number of public ports. Raises `ValueError`."""
+    return _whole_number(text, "a number of ports", MAX_TUNNEL_PORTS)
 
 
 def parse_count(text: str, maximum: int = MAX_COUNT) -> int:
@@ -243,6 +281,14 @@ def _tls(text: str) -> Tls:
             raise ValueError("not terminate or pass")
 
 
+def _scheme(text: str) -> Literal["http", "https"]:
+    match text.lower():
+        case "http" | "https" as value:
+            return value
+        case _:
+            raise ValueError("not http or https")
+
+
 def _proxy_protocol(text: str) -> str:
     if text.lower() not in {"v1", "v2"}:
         raise ValueError("not v1 or v2")
@@ -272,6 +318,13 @@ OPTIONS: dict[str, Option] = {
         TUNNEL,
         "--port",
     ),
+    "bind": Option(
+        parse_bind,
+        "ADDRESS",
+        "address of the relay at which the public port is; the credential must allow it",
+        TUNNEL,
+    ),
+    "port_count": Option(parse_port_count, "COUNT", "number of public ports, consecutive where possible"),
     "name": Option(
         parse_name, "NAME", "label for this tunnel; an agent restarted with the same label keeps its address", TUNNEL
     ),
@@ -321,6 +374,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "quota": Option(parse_bytes, "BYTES[k|M|G|T]", "close the tunnel when so many bytes have been relayed", VISITORS),
     "hide_visitor": Option(parse_boolean, "yes|no", "hide the address of visitors from the ssh client"),
+    "scheme": Option(_scheme, "http|https", "what visitors speak at its port: list then shows a URL for browsers"),
     "node": Option(parse_node, "ID", "with egtp: the node, by the id of its key, that serves the tunnel"),
     "share": Option(parse_boolean, "yes|no", "serve the tunnel of this name together with other agents", TUNNEL),
     "replace": Option(parse_boolean, "yes|no", "no: fail while another agent serves the open tunnel of this name"),

@@ -74,6 +74,11 @@ class Reservation:
         return next((address.number for address in self.addresses if isinstance(address, Port)), None)
 
     @property
+    def public_ports(self) -> tuple[int, ...]:
+        """The public ports, in the order of the tunnel's ingresses."""
+        return tuple(address.number for address in self.addresses if isinstance(address, Port))
+
+    @property
     def public(self) -> str:
         """The public addresses, for messages."""
         return ", ".join(map(str, self.addresses))

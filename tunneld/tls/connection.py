@@ -27,6 +27,8 @@ HANDSHAKE: Final = b"\x16"
 """The first byte of every TLS connection (RFC 8446 §5.1, ContentType handshake)."""
 READ_SIZE: Final = 65536
 """Bytes that the coroutines read from the kernel at a time: four records."""
+SEND_AT_ONCE: Final = 16384
+"""Bytes that are not copied to be sent together with others: as many as a record of TLS has."""
 NO_DATA: Final = memoryview(b"")
 NOT_YET, EXPIRED = 9, 10
 """OpenSSL's verify codes X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
@@ -39,9 +41,12 @@ class TlsSocket(TlsSession):
 
     `shake_hands`, `receive`, `send_all` and `send_eof` are coroutines for a task. The other methods never block; an
     event loop calls them when the socket is readable or writable. Do not mix the two while a coroutine is running.
+
+    If the two ends of the connection have agreed on it, what they carry can go on without this TLS, because it is
+    encrypted already: each direction does so behind its close_notify (`leave`, `follow`).
     """
 
-    __slots__ = ("_unsent", "connection")
+    __slots__ = ("_unsent", "connection", "receives_clear", "sends_clear")
 
     takes_pipes = False
     """Every byte is encrypted in this process."""
@@ -63,6 +68,8 @@ class TlsSocket(TlsSession):
             context.set_alpn_protocols([protocol])  # OpenSSL copies it for the connection that is made next
         super().__init__(context, server_side=server_side, server_hostname=server_hostname, session=session)
         self.connection = connection
+        self.sends_clear = False  # what is written from now on is not encrypted
+        self.receives_clear = False  # the same of what is received
         self._unsent = NO_DATA
 
     # Coroutines
@@ -137,9 +144,48 @@ class TlsSocket(TlsSession):
 
         Raises `BlockingIOError`, or OSError if the connection is broken.
         """
+        if self.receives_clear:
+            count = self.connection.recv_into(plain, len(raw))
+            self.ended = not count
+            return count, count
         count = self.connection.recv_into(raw)
         self.feed(raw[:count])
         return count, self.decrypt(plain)
+
+    def leave(self) -> None:
+        """Append a close_notify to the pending output; what is written behind it is not encrypted. Harmless when
+        repeated.
+        """
+        if not self.sends_clear:
+            self.finish()
+            self.sends_clear = True
+
+    def follow(self) -> bytes:
+        """After the peer's close_notify (`ended`): what it sends behind that is not encrypted. Returns what has arrived
+        already.
+        """
+        self.ended, self.receives_clear = False, True
+        return self._incoming.read()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """See `TlsSession.write`. Without TLS, much goes to the kernel at once, as far as it takes that."""
+        if not self.sends_clear:
+            super().write(data)
+            return
+        if len(data) >= SEND_AT_ONCE and not self.pending_output:
+            try:
+                sent = self._send(data)
+            except OSError:
+                sent = 0  # `flush` finds out
+            with memoryview(data) as view:
+                data = bytes(view[sent:])
+        if data:
+            self._outgoing.write(data)
+
+    def finish(self) -> None:
+        """See `TlsSession.finish`. After `leave`, TCP's own end of file follows."""
+        if not self.sends_clear:
+            super().finish()
 
     @property
     def pending_output(self) -> int:

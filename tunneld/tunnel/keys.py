@@ -33,6 +33,7 @@ class KeyRegistry:
     def __init__(self) -> None:
         self._ports: dict[str, tuple[str, int]] = {}  # by backend: the scheme of its URIs, and its port
         self._sides: dict[str, Keyed] = {}  # by key
+        self._closing: dict[str, list[Keyed]] = {}  # by key: closed, but their connections may come back
 
     def set_port(self, backend: str, scheme: str, port: int) -> None:
         """Set the shared port of a backend; the server URIs of all its tunnels follow. 0: it has none any more.
@@ -83,6 +84,23 @@ class KeyRegistry:
     def find(self, key: str) -> Keyed | None:
         """The server side with this key."""
         return self._sides.get(key)
+
+    def find_all(self, key: str) -> list[Keyed]:
+        """Those with this key to which `keep` applies, and last the one that is open."""
+        side = self._sides.get(key)
+        return [*self._closing.get(key, ()), *([] if side is None else [side])]
+
+    def keep(self, side: Keyed) -> None:
+        """A server side has closed, but its visitors need connections that may be lost and come back."""
+        self._closing.setdefault(side.key, []).append(side)
+
+    def forget(self, side: Keyed) -> None:
+        """`keep` applies no more. Idempotent."""
+        kept = self._closing.get(side.key, [])
+        if side in kept:
+            kept.remove(side)
+        if not kept:
+            self._closing.pop(side.key, None)
 
 
 def _new_key() -> str:

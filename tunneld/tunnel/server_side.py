@@ -119,7 +119,9 @@ class TunnelContext:
     on_failure: FailureCallback  # with a bug in a callback
     tenant: Tenant = field(default_factory=Tenant)
     shared: bool = False  # several agents may serve the tunnel
+    private: bool = False  # what visitors and hidden server exchange is encrypted end to end
     node: str = ""  # the id of the node that may serve it, as in `TunnelOptions`
+    holder: str = ""  # owner and name, the same when it is opened again; empty for a tunnel without a name
     snapshot: ServerSideSnapshot | None = None  # of the server side in another process that this one continues
     takeover: Takeover = NO_TAKEOVER  # from the tunnel that this one replaces, which still serves
 

@@ -49,7 +49,9 @@ class HiddenServers:
             on_failure=tunnel.fail,
             tenant=spec.tenant,
             shared=spec.options.share,
+            private=spec.options.private is not None,
             node=spec.options.node,
+            holder=spec.holder,
             snapshot=snapshot.server if snapshot is not None else None,
             takeover=takeover,
         )

@@ -34,6 +34,7 @@ class TunnelSpec:
     services: BackendServices = NO_SERVICES
     former_uri: Endpoint | None = None  # the server URI of the tunnel that it replaces
     ports: PortOrder = ANY_PORT  # that it may get
+    wanted_ports: tuple[int, ...] = ()  # public ones that it is to get; empty: any
     asked_from: Network | Anywhere | None = None  # `server_from` as requested, before the grant bounded it
     tenant: Tenant = field(default_factory=Tenant)  # the owner's, shared by all its tunnels
     uid: str = ""  # globally unique
@@ -55,6 +56,11 @@ class TunnelSpec:
         """Its address, where it is a private tunnel."""
         claim = self.options.private
         return None if claim is None else Private(claim.node, self.options.name)
+
+    @property
+    def holder(self) -> str:
+        """The owner and the name, by which a tunnel that is opened again is the same one; empty without a name."""
+        return f"{self.credential or self.requester_host} {self.options.name}" if self.options.name else ""
 
     @property
     def visitor_authority(self) -> VisitorAuthority:

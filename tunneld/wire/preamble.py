@@ -17,6 +17,8 @@ from tunneld.errors import RemoteProtocolError
 
 MAGIC = b"TPV1"
 """Begins each message: the version of the preamble, and no first byte of TLS, HTTP or SSH."""
+LEAVE_TLS = "leave-tls"
+"""The last word of the relay's answer to a visitor whose connection may leave its TLS behind the handshake."""
 CERTIFICATE, REFUSAL = 1, 2
 """Kinds of messages."""
 MAX_CERTIFICATE_BODY = 1024

@@ -11,7 +11,7 @@ PROCESS = frozenset({"descriptors", "max_descriptors", "pid", "penalised", "stra
 TRAFFIC = frozenset(
     {
         *("bandwidth", "down", "max_per_source", "max_visitors", "parked", "quota", "refused", "served", "up"),
-        *("visitors", "waiting"),
+        *("visitors", "waiting", "up_rate", "down_rate"),  # the rates are those of `tunnel top`
     }
 )
 PORTS = frozenset({"client_port", "server_port"})

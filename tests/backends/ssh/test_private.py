@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.agent.support import RecordingReporter
-from tests.agent.test_private import HEADER, handshake
+from tests.agent.test_private import HEADER, Streams, handshake
 from tests.backends.ssh.support import client, openssh, relay
 from tests.engine.bench import stream, tcp_pair
 from tests.support.peers import PATIENCE
@@ -52,13 +52,16 @@ async def _visit(engine: Engine, listener: socket.socket, admitted: list[Visitor
                 assert door is not None
                 far, near = tcp_pair()
                 door.take(Visitor(near, near.getpeername()))
-                async with await handshake(stream(far), BOB) as visitor:
+                async with await handshake(stream(far), BOB) as session:
+                    visitor = Streams(session)
+                    one = await visitor.open()
                     await here.until(lambda: bool(admitted))
                     async with admitted[0].stream() as server:
-                        await visitor.send_all(b"hello")
+                        visitor.mux.send(one, b"hello")
+                        await visitor.flush()
                         assert await server.receive_some() == b"hello"
                         await server.send_all(b"answer")
-                        assert await visitor.receive_some() == b"answer"
+                        await visitor.until(lambda: visitor.has(one, b"answer"))
 
 
 def _fail(_header: bytes, reason: str) -> None:

@@ -84,9 +84,9 @@ class Kind(ABC):
 
 class PortKind(Kind):
     def make(self, snapshot: IngressSnapshot | None = None, takeover: Takeover = NO_TAKEOVER) -> Ingress:
-        ports = [str(listener.getsockname()[1]) for listener in takeover.listeners]
-        made = spec(client_port=ports[0]) if ports else spec()
-        return PortIngress(made, made.limits, snapshot, takeover)
+        ports = [listener.getsockname()[1] for listener in takeover.listeners]
+        made = spec()
+        return PortIngress(made, made.limits, snapshot, takeover, ports[0] if ports else None)
 
     async def visit(self, ingress: Ingress, said: bytes) -> trio.SocketStream | None:
         try:

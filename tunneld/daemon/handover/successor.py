@@ -13,7 +13,7 @@ from collections.abc import MutableMapping, Sequence
 
 import structlog
 
-from tunneld.daemon import systemd
+from tunneld import systemd
 from tunneld.daemon.handover.bundle import FdBundle, adopt, read_manifest, write_manifest
 from tunneld.daemon.handover.inherited import MANIFEST_VARIABLE, STORED_NAME, Inherited
 from tunneld.daemon.handover.snapshot import Snapshot, fds_of, unpack

@@ -18,7 +18,7 @@ from tunneld.net.address import Port
 from tunneld.policy.limits import EffectiveLimits
 from tunneld.tunnel.ingress.host import HostIngress
 from tunneld.tunnel.ingress.ingress import Ingress
-from tunneld.tunnel.ingress.port import PortIngress
+from tunneld.tunnel.ingress.port import open_ports
 from tunneld.tunnel.ingress.private import PrivateIngress
 from tunneld.tunnel.server_side import NO_TAKEOVER, Takeover
 from tunneld.tunnel.snapshot import IngressSnapshot
@@ -46,7 +46,7 @@ def open_ingresses(
             opened.append(HostIngress(spec, name, spec.services.names, takeover))
         if spec.options.client_port is not None or not spec.names:
             of_port = [one for one in snapshots if isinstance(one.address, Port)]
-            opened.append(PortIngress(spec, limits, of_port[0] if of_port else None, takeover))
+            opened += open_ports(spec, limits, of_port, takeover)
     except BaseException:
         for one in opened:
             one.close()

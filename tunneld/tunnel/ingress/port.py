@@ -7,16 +7,18 @@ until its PROXY protocol header has arrived; no other visitor is held up by that
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 
 import trio
 
 from tunneld.config.schema import TunnelSettings
 from tunneld.engine.engine import Engine, FailureCallback, Registration
-from tunneld.errors import RemoteProtocolError, UsageError, reason_of
+from tunneld.errors import LimitReachedError, ListenError, RemoteProtocolError, UsageError, reason_of
 from tunneld.net.accept import local_address
 from tunneld.net.address import Address, Port
-from tunneld.net.endpoint import Endpoint, Peer, is_wildcard, parse_network
+from tunneld.net.endpoint import MAX_PORT, Endpoint, Peer, is_wildcard, parse_network
 from tunneld.net.sockets import bind_in_range, bind_port, taken_out
 from tunneld.policy.admission import AdmissionRefusal, RefusalKind
 from tunneld.policy.limits import EffectiveLimits
@@ -28,6 +30,11 @@ from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
 
+MAX_TRIES = 16
+"""Attempts to get several ports in a row from the system, which chooses at random: most succeed at once."""
+MAX_CANDIDATES = 1000
+"""Ports of the range that are looked at as the first of several in a row, so that a full relay answers soon."""
+
 
 class PortIngress:
     """A listener for clients. Implements `Ingress`."""
@@ -38,9 +45,9 @@ class PortIngress:
         limits: EffectiveLimits,
         snapshot: IngressSnapshot | None = None,
         takeover: Takeover = NO_TAKEOVER,
+        port: int | None = None,
     ) -> None:
-        """Bind the requested port, or any port that the tunnel may get; or continue from the `snapshot` of another
-        process.
+        """Bind this port, or any port that the tunnel may get; or continue from the `snapshot` of another process.
 
         Raises `ListenError`, `LimitReachedError`, `ShortageError` or, where the port is outside the range,
         `UsageError`.
@@ -49,13 +56,13 @@ class PortIngress:
         self._settings = settings = spec.settings
         self._max_waiting = limits.max_waiting
         self._proxies = NetworkSet(map(parse_network, settings.trusted_proxies))
-        self._listener = _bind(settings, spec, takeover) if snapshot is None else snapshot.listener
+        self._listener = _bind(settings, spec, takeover, port) if snapshot is None else snapshot.listener
         self._closed = self._listener is None
         closed_port = snapshot.address.number if snapshot is not None and isinstance(snapshot.address, Port) else 0
         bound = local_address(self._listener) if self._listener is not None else ("", closed_port)
         self._reached: Peer | None = None if is_wildcard(bound[0]) else bound  # where there is only one such address
         self._address = Port(bound[1])
-        self._uri = Endpoint("tcp", spec.advertised_host, bound[1])
+        self._uri = Endpoint("tcp", spec.options.bind or spec.advertised_host, bound[1])
         self._accepting: Registration | None = None
         self._arrivals: Arrivals
         self._nursery: trio.Nursery
@@ -149,12 +156,64 @@ class PortIngress:
             self._arrivals.arrive(visitor)
 
 
-def _bind(settings: TunnelSettings, spec: TunnelSpec, takeover: Takeover) -> socket.socket:
-    ports, requested = settings.port_range, spec.options.client_port
+def open_ports(
+    spec: TunnelSpec, limits: EffectiveLimits, snapshots: Sequence[IngressSnapshot], takeover: Takeover
+) -> list[PortIngress]:
+    """Open all public ports of a tunnel or none: the wanted ones, else consecutive ones, else any. Raises as
+    `PortIngress`.
+    """
+    if snapshots:
+        return _open_all([partial(PortIngress, spec, limits, one, takeover) for one in snapshots])
+    opener = partial(PortIngress, spec, limits, None, takeover)
+    count = spec.options.port_count
+    if spec.wanted_ports or count == 1:
+        return _open_all([partial(opener, port) for port in spec.wanted_ports or (None,)])
+    for first in _first_ports(spec, count):
+        try:
+            return _open_all([partial(opener, port) for port in range(first, first + count)])
+        except (LimitReachedError, ListenError):  # another program has one of them
+            continue
+    return _open_all([partial(opener, None)] * count)
+
+
+def _first_ports(spec: TunnelSpec, count: int) -> Iterator[int]:
+    """Ports of which as many in a row may be free."""
+    ports = spec.settings.port_range
+    if ports[0] == 0:  # the system chooses
+        for _ in range(MAX_TRIES):
+            with bind_in_range(_host(spec), ports, order=spec.ports) as probe:
+                first = local_address(probe)[1]
+            if first + count - 1 <= MAX_PORT:
+                yield first
+        return
+    for first in list(islice(spec.ports.candidates(ports), MAX_CANDIDATES)):
+        row = range(first, first + count)
+        if row[-1] in ports and all(map(spec.ports.accepts, row)):
+            yield first
+
+
+def _open_all(openers: Sequence[Callable[[], PortIngress]]) -> list[PortIngress]:
+    opened: list[PortIngress] = []
+    try:
+        for opener in openers:
+            opened.append(opener())  # noqa: PERF401 - what was opened before an error has to be closed
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    return opened
+
+
+def _host(spec: TunnelSpec) -> str:
+    return spec.options.bind or spec.settings.host
+
+
+def _bind(settings: TunnelSettings, spec: TunnelSpec, takeover: Takeover, requested: int | None) -> socket.socket:
+    ports = settings.port_range
     if requested is None:
-        return bind_in_range(settings.host, ports, keepalive=settings.keepalive, order=spec.ports)
+        return bind_in_range(_host(spec), ports, keepalive=settings.keepalive, order=spec.ports)
     if requested not in ports and ports[0] != 0:
         raise UsageError(
             f"public port {requested} is outside the range of this relay: use one of {settings.ports} (client_port)"
         )
-    return bind_port(settings.host, requested, keepalive=settings.keepalive, held=takeover.listeners)
+    return bind_port(_host(spec), requested, keepalive=settings.keepalive, held=takeover.listeners)

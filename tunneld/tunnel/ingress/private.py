@@ -28,6 +28,7 @@ from tunneld.tunnel.snapshot import IngressSnapshot
 from tunneld.tunnel.spec import TunnelSpec
 from tunneld.tunnel.visitor import Visitor
 from tunneld.wire.lines import format_err, format_ok
+from tunneld.wire.preamble import LEAVE_TLS
 
 NOT_OPEN = AdmissionRefusal(RefusalKind.UNSERVED, "the tunnel accepts no new visitors")
 
@@ -128,13 +129,15 @@ ADVICE = {
 class VisitAnswers:
     """What a visitor of a private tunnel is told, in lines of the control protocol. Implements `VisitorAnswers`."""
 
-    def __init__(self, address: Private) -> None:
+    def __init__(self, address: Private, *, may_leave: bool) -> None:
+        """`may_leave`: its connection is in TLS that ends here, which it may leave, see `TlsEnd.may_leave`."""
         self._address = address
+        self._hint = f" {LEAVE_TLS}" if may_leave else ""
 
     @property
     def accepted(self) -> bytes:
         """See `VisitorAnswers.accepted`."""
-        return format_ok(f"visiting {self._address}")
+        return format_ok(f"visiting {self._address}{self._hint}")
 
     def refused(self, refusal: AdmissionRefusal) -> bytes:
         """See `VisitorAnswers.refused`."""

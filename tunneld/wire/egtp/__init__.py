@@ -13,6 +13,7 @@ streams and there is no order. One message on its way:
     requests   the table of outstanding requests: which response fits, what times out
     addresses  the address of a node: its strategies, and which of two is better
     relaying   the bodies of the messages with which a relay passes envelopes on
+    steps      long work in steps: classic encryption, compression
     packing    compression inside the envelope
     envelope   the modern envelope, whose TLS is in `tunneld.egtp.session`
     streams    byte streams in messages: frames, and the state of each stream

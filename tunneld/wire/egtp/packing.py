@@ -11,13 +11,24 @@ import zlib
 
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.frames import MAX_MESSAGE
+from tunneld.wire.egtp.steps import PIECE, Steps, finish
 
 LEVEL = 3
 
 
 def deflate(message: bytes) -> bytes:
     """Compress a message."""
-    return zlib.compress(message, LEVEL)
+    return finish(deflating(message))
+
+
+def deflating(message: bytes) -> Steps[bytes]:
+    """`deflate` in steps."""
+    compressor, pieces = zlib.compressobj(LEVEL), []
+    for start in range(0, len(message), PIECE):
+        piece = message[start : start + PIECE]
+        pieces.append(compressor.compress(piece))
+        yield len(piece)
+    return b"".join([*pieces, compressor.flush()])
 
 
 def inflate(packed: bytes, limit: int = MAX_MESSAGE) -> bytes:

@@ -9,7 +9,7 @@ import { Table } from "./table.js"
 
 const age = tunnel => Date.now() / 1000 - tunnel.since
 const owner = tunnel => tunnel.owner.split("@")[0]
-const publicAddress = tunnel => tunnel.private ?? tunnel.client
+const publicAddress = tunnel => tunnel.private ?? tunnel.url ?? tunnel.client
 const SHOWN = { bandwidth: rate, quota: size }
 const limit = (key, value) => `${key.replaceAll("_", " ")} ${(SHOWN[key] ?? String)(value)}`
 const mayChange = () => live.hello.role !== "viewer"
@@ -56,7 +56,7 @@ export class Tunnels {
         const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean)
         const all = [...live.tunnels.values()]
         const found = all.filter(tunnel => {
-            const text = [tunnel.id, tunnel.name, tunnel.client, tunnel.host, tunnel.private, tunnel.owner, tunnel.backend, tunnel.phase].join(" ").toLowerCase()
+            const text = [tunnel.id, tunnel.name, tunnel.url ?? tunnel.client, tunnel.host, tunnel.private, tunnel.owner, tunnel.backend, tunnel.phase].join(" ").toLowerCase()
             return words.every(word => text.includes(word))
         })
         this.table.update(found)

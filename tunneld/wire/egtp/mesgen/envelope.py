@@ -20,7 +20,8 @@ from typing import TypeAlias
 from tunneld.errors import RemoteProtocolError
 from tunneld.wire.egtp.frames import MAX_MESSAGE
 from tunneld.wire.egtp.ids import ID_OCTETS
-from tunneld.wire.egtp.mesgen.ciphers import BLOCK_OCTETS, HASH_OCTETS, desx_decrypt, desx_encrypt, keyed_hash
+from tunneld.wire.egtp.mesgen.ciphers import BLOCK_OCTETS, HASH_OCTETS, desx_decrypting, desx_encrypting, keyed_hash
+from tunneld.wire.egtp.steps import Steps, finish
 
 _WORD = Struct("!I")
 
@@ -137,13 +138,23 @@ def parse_envelope(data: bytes) -> AnyEnvelope:
 
 def seal_message(key: bytes, iv: bytes, message: bytes) -> bytes:
     """Encrypt a message and its MAC."""
-    return desx_encrypt(key, iv, pack_string(message) + keyed_hash(key, message))
+    return finish(sealing_message(key, iv, message))
+
+
+def sealing_message(key: bytes, iv: bytes, message: bytes) -> Steps[bytes]:
+    """`seal_message` in steps."""
+    return (yield from desx_encrypting(key, iv, pack_string(message) + keyed_hash(key, message)))
 
 
 def open_message(key: bytes, iv: bytes, ciphertext: bytes) -> bytes:
     """The message of a ciphertext. Raises `EnvelopeError` if it was not sealed with this key and iv."""
+    return finish(opening_message(key, iv, ciphertext))
+
+
+def opening_message(key: bytes, iv: bytes, ciphertext: bytes) -> Steps[bytes]:
+    """`open_message` in steps."""
     try:
-        reader = XdrReader(desx_decrypt(key, iv, ciphertext))
+        reader = XdrReader((yield from desx_decrypting(key, iv, ciphertext)))
         message, mac = reader.string(MAX_MESSAGE), reader.fixed(HASH_OCTETS)
         reader.end()
     except RemoteProtocolError:

@@ -33,12 +33,13 @@ from tunneld.wire.egtp.mesgen.envelope import (
     HeaderMessage,
     RejectMessage,
     ShortMessage,
-    open_message,
+    opening_message,
     parse_envelope,
-    seal_message,
+    sealing_message,
 )
 from tunneld.wire.egtp.mesgen.header import RandomOctets, SessionKeys, make_header, open_header
 from tunneld.wire.egtp.mesgen.keys import ClassicKey, ClassicPublicKey
+from tunneld.wire.egtp.steps import Steps, finish
 
 MAX_PEERS = 1024
 """Peers with a key or a session, by default. The one that was not used for longest gives way; about 2 KiB each."""
@@ -152,8 +153,16 @@ class MesgenSessions:
         self._peer(key)
         return key.node_id
 
+    def knows(self, peer: bytes) -> bool:
+        """Whether the key of a peer is known."""
+        return peer in self._peers
+
     def seal(self, peer: bytes, message: bytes) -> bytes:
         """The envelope of a message to a peer. Raises `UnknownKeyError`."""
+        return finish(self.sealing(peer, message))
+
+    def sealing(self, peer: bytes, message: bytes) -> Steps[bytes]:
+        """`seal` in steps. Other methods may be called between them."""
         if (known := self._peers.get(peer)) is None:
             raise UnknownKeyError("the public key of the EGTP node is not known")
         self._peers.move_to_end(peer)
@@ -162,10 +171,11 @@ class MesgenSessions:
         known.state = TRANSITIONS[known.state, SessionEvent.SEND]
         session = known.sending
         assert session is not None
+        header = known.header if known.state is SendState.OFFERED else b""
         iv = self._random(BLOCK_OCTETS)
-        ciphertext = seal_message(session.key, iv, message)
-        if known.state is SendState.OFFERED:
-            return HeaderMessage(known.header, iv, ciphertext).encode()
+        ciphertext = yield from sealing_message(session.key, iv, message)
+        if header:
+            return HeaderMessage(header, iv, ciphertext).encode()
         return ShortMessage(session.sending_id, iv, ciphertext).encode()
 
     def needs_private_key(self, envelope: bytes) -> bool:
@@ -179,15 +189,19 @@ class MesgenSessions:
 
     def open(self, envelope: bytes) -> Received:
         """Open an envelope that arrived. Raises `EnvelopeError`; nothing has changed then."""
+        return finish(self.opening(envelope))
+
+    def opening(self, envelope: bytes) -> Steps[Received]:
+        """`open` in steps. Other methods may be called between them."""
         parsed: AnyEnvelope = parse_envelope(envelope)
         match parsed:
             case HeaderMessage(header, iv, ciphertext):
-                return self._open_first(header, iv, ciphertext)
+                return (yield from self._open_first(header, iv, ciphertext))
             case ShortMessage(session_id, iv, ciphertext):
                 if session_id not in self._receiving:
                     return RejectAnswer(RejectMessage(session_id, self._own.node_id).encode())
                 peer, session = self._receiving[session_id]
-                message = open_message(session.key, iv, ciphertext)
+                message = yield from opening_message(session.key, iv, ciphertext)
                 self._acknowledged(peer, session)
                 return OpenedEnvelope(peer, message)
             case RejectMessage(session_id, node_id):
@@ -200,15 +214,16 @@ class MesgenSessions:
                 self._receiving.pop(session.receiving_id, None)
             self._headers.pop(known.their_header, None)
 
-    def _open_first(self, header: bytes, iv: bytes, ciphertext: bytes) -> OpenedEnvelope:
+    def _open_first(self, header: bytes, iv: bytes, ciphertext: bytes) -> Steps[OpenedEnvelope]:
         digest = _digest(header)
         session = self._headers.get(digest)
         if session is not None:
-            message = open_message(session.key, iv, ciphertext)
-            self._peers.move_to_end(session.peer.node_id)
+            message = yield from opening_message(session.key, iv, ciphertext)
+            if session.peer.node_id in self._peers:
+                self._peers.move_to_end(session.peer.node_id)
             return OpenedEnvelope(session.peer.node_id, message)
         session = open_header(self._own, header)
-        message = open_message(session.key, iv, ciphertext)
+        message = yield from opening_message(session.key, iv, ciphertext)
         self._adopt(session, digest)
         return OpenedEnvelope(session.peer.node_id, message)
 
@@ -223,8 +238,10 @@ class MesgenSessions:
         peer.state = TRANSITIONS[peer.state, SessionEvent.NEW_HEADER]
 
     def _acknowledged(self, peer_id: bytes, session: SessionKeys) -> None:
+        peer = self._peers.get(peer_id)
+        if peer is None:  # it was forgotten between two steps
+            return
         self._peers.move_to_end(peer_id)
-        peer = self._peers[peer_id]
         if session is peer.ours:
             peer.state = TRANSITIONS[peer.state, SessionEvent.SHORT_MESSAGE]
 

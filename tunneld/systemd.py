@@ -1,4 +1,5 @@
-"""sd_notify(3): notify systemd that the daemon is ready, reloading or stopping. Without systemd, these do nothing.
+"""sd_notify(3): notify systemd that the daemon or an agent is ready, reloading or stopping. Without systemd, these do
+nothing.
 
 Each message is a datagram of `KEY=value` lines to the socket in `$NOTIFY_SOCKET`, which is a path or, with `@`, an
 abstract name. The unit has `Type=notify`, since `notify-reload` came with systemd 253 and an older one would ignore the
