@@ -165,7 +165,6 @@ COVERED_BY = {
     "http/logins.py": "http/test_auth.py",
     "http/page/page.py": "http/page/test_login.py",
     "http/page/files.py": "http/page/test_login.py",
-    "http/page/feed.py": "http/page/test_stream.py",
     "http/body.py": "http/test_bodies.py",
     "http/connection.py": "http/test_pipelining.py",
     "http/problems.py": "house/test_man_control.py",

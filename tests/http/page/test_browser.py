@@ -100,6 +100,27 @@ async def test_a_visitor_is_found_and_kicked_with_the_keyboard_alone(tmp_path: P
             await until(page, "document.querySelector('.note.done')")
 
 
+async def test_counts_are_live_and_a_tunnel_is_closed_with_the_mouse(tmp_path: Path, program_path: Find) -> None:
+    async with shown(tmp_path, program_path) as (relay, page):
+        await log_in(page, "root")
+        await until(page, "document.querySelector('.empty').textContent.includes('tunnel expose')")
+        tunnel = await opened(relay, "alice", "blog")
+        visitors = "[...document.querySelectorAll('td.number')].find(cell => cell.dataset.title === 'Visitors')"
+        async with visited(tunnel):
+            await until(page, f"{visitors}?.textContent === '1'")
+        await until(page, f"{visitors}?.textContent === '0'")
+        await page.ask("document.querySelector('td.name a').click()")
+        await until(page, "document.querySelector('main button.danger')?.closest('.buttons').hidden === false")
+        await page.ask("document.querySelector('main button.danger').click()")
+        assert await page.ask("document.activeElement.textContent") == "Cancel"
+        await page.ask("document.querySelector('dialog input').click()")
+        command = await page.ask("document.querySelector('dialog .command').textContent")
+        assert command == f"tunnel close {tunnel['id']} --keep"
+        await page.ask("document.querySelector('dialog button.danger').click()")
+        await until(page, "document.querySelector('.phase').textContent === 'closed'")
+        assert relay.daemon.service.tunnels() == []
+
+
 async def test_a_user_sees_its_own_on_a_phone(tmp_path: Path, program_path: Find) -> None:
     async with shown(tmp_path, program_path) as (relay, page):
         await opened(relay, "alice", "blog-" + "x" * 40)

@@ -23,13 +23,14 @@ export function address(text) {
     return make("a", { href: text, target: "_blank", rel: "noopener noreferrer" }, text)
 }
 
-// <dl> of [term, content]; contents are texts or nodes, and null leaves one out.
+// <dl> of [term, content, class]; contents are texts or nodes, and null leaves one out.
 export function fill(list, entries) {
     const wanted = entries.filter(([, content]) => content !== null && content !== undefined && content !== "")
     while (list.children.length > wanted.length) list.lastChild.remove()
     while (list.children.length < wanted.length) list.append(make("div", {}, make("dt"), make("dd")))
-    wanted.forEach(([term, content], index) => {
+    wanted.forEach(([term, content, kind = ""], index) => {
         const [name, value] = list.children[index].children
+        list.children[index].className = kind
         setText(name, term)
         if (typeof content === "string") setText(value, content)
         else if (value.firstChild !== content) value.replaceChildren(content)

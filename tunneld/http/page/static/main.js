@@ -56,10 +56,10 @@ function update() {
         ["Up", rate(sum("rate_up"))],
         ["Down", rate(sum("rate_down"))],
         ["Refused", number(sum("refused"))],
-        ["Blocked", status ? number(status.penalised) : null],
-        ["Descriptors", status ? `${number(status.descriptors)} of ${number(status.max_descriptors)}` : null],
+        ["Blocked", status ? number(status.penalised) : null, "big"],
+        ["Descriptors", status ? `${number(status.descriptors)} of ${number(status.max_descriptors)}` : null, "big"],
         ["Running for", status ? duration(status.uptime) : null],
-        ["Version", hello.version],
+        ["Version", hello.version, "big"],
         ["State", status && status.phase !== "ready" ? status.phase : null],
     ])
     if (hello.role) shown.update()

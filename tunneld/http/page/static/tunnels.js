@@ -10,6 +10,8 @@ import { Table } from "./table.js"
 const age = tunnel => Date.now() / 1000 - tunnel.since
 const owner = tunnel => tunnel.owner.split("@")[0]
 const publicAddress = tunnel => tunnel.private ?? tunnel.url ?? tunnel.client
+const SHOWN = { bandwidth: rate, quota: size }
+const limit = (key, value) => `${key.replaceAll("_", " ")} ${(SHOWN[key] ?? String)(value)}`
 const mayChange = () => live.hello.role !== "viewer"
 
 function phase(row) {
@@ -138,7 +140,8 @@ export class OneTunnel {
     described(tunnel) {
         return [
             ["Public address", this.link],
-            ["Owner", tunnel.owner],
+            ["Owner", owner(tunnel)],
+            ["Opened from", tunnel.owner.split("@").slice(1).join("@")],
             ["Backend", tunnel.backend],
             ["Id", tunnel.id],
             ["Visitors", `${number(tunnel.visitors)} of ${number(tunnel.max_visitors)}` + (tunnel.waiting ? `, ${tunnel.waiting} waiting` : "")],
@@ -147,7 +150,7 @@ export class OneTunnel {
             ["Rate up, down", `${rate(tunnel.rate_up)}, ${rate(tunnel.rate_down)}`],
             ["Volume up, down", `${size(tunnel.up)}, ${size(tunnel.down)}`],
             ["Open for", duration(age(tunnel))],
-            ["Limits", ["bandwidth", "quota", "visitor_rate", "max_per_source", "allow_from", "deny_from"].filter(key => tunnel[key] !== undefined).map(key => `${key} ${tunnel[key]}`).join(", ")],
+            ["Limits", ["bandwidth", "quota", "visitor_rate", "max_per_source", "allow_from", "deny_from"].filter(key => tunnel[key] !== undefined).map(key => limit(key, tunnel[key])).join(", ")],
             ["Certificate", tunnel.certificate ?? null],
         ]
     }
