@@ -82,9 +82,12 @@ async def test_sighup_reads_the_file_again_and_an_error_in_it_changes_nothing(fi
 
 
 TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
-"""A program that makes its standard input the controlling terminal, and becomes another program."""
+"""A program that makes its standard input the controlling terminal, and becomes another program, which does not ignore
+SIGHUP even where the tests run under nohup.
+"""
 
 
 async def test_an_agent_whose_terminal_is_closed_ends_although_its_output_goes_elsewhere(file: Path) -> None:

@@ -17,9 +17,12 @@ from tests.support.peers import PATIENCE
 from tests.support.programs import program
 
 TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
-"""A program that makes its standard input the controlling terminal, and becomes another program."""
+"""A program that makes its standard input the controlling terminal, and becomes another program, which does not ignore
+SIGHUP even where the tests run under nohup.
+"""
 
 
 class Terminal:
