@@ -85,15 +85,15 @@ async def test_it_serves_many_visitors_with_half_close_and_flow_control(tmp_path
     block = hashlib.sha256(b"block").digest() * (2 * MIB // 32)
 
     async def visit() -> None:
-        visitor = await connect(address)
+        async with await connect(address) as visitor:
 
-        async def send() -> None:
-            await visitor.send_all(block)
-            await visitor.send_eof()
+            async def send() -> None:
+                await visitor.send_all(block)
+                await visitor.send_eof()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            assert await read_all(visitor) == block + b"%d" % len(block)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                assert await read_all(visitor) == block + b"%d" % len(block)
 
     async with served(tmp_path, secure=secure) as (_, address, _), trio.open_nursery() as nursery:
         for _ in range(20):
@@ -101,8 +101,7 @@ async def test_it_serves_many_visitors_with_half_close_and_flow_control(tmp_path
 
 
 async def test_a_missing_server_and_an_aborted_visitor_are_resets(tmp_path: Path) -> None:
-    async with served(tmp_path) as (relay, address, local):
-        visitor = await connect(address)
+    async with served(tmp_path) as (relay, address, local), await connect(address) as visitor:
         await visitor.send_all(b"hello")
         assert await read_exactly(visitor, 5) == b"hello"
         reset(visitor)
@@ -114,15 +113,14 @@ async def test_a_missing_server_and_an_aborted_visitor_are_resets(tmp_path: Path
 
 
 async def test_a_visitor_that_does_not_read_does_not_block_other_visitors(tmp_path: Path) -> None:
-    async with served(tmp_path) as (_, address, _), trio.open_nursery() as nursery:
-        slow = await connect(address)
+    async with served(tmp_path) as (_, address, _), trio.open_nursery() as nursery, await connect(address) as slow:
         nursery.start_soon(slow.send_all, bytes(64 * MIB))
         with trio.fail_after(PATIENCE):
             for _ in range(20):
-                visitor = await connect(address)
-                await visitor.send_all(b"hello")
-                await visitor.send_eof()
-                assert await read_all(visitor) == b"hello5"
+                async with await connect(address) as visitor:
+                    await visitor.send_all(b"hello")
+                    await visitor.send_eof()
+                    assert await read_all(visitor) == b"hello5"
         nursery.cancel_scope.cancel()
 
 
@@ -130,10 +128,10 @@ async def test_it_answers_heartbeats(tmp_path: Path) -> None:
     async with served(tmp_path) as (relay, address, _):
         await trio.sleep(6 * BEAT)  # time is what is tested here: a dead peer is given up after three beats
         assert not [line for line in relay.log if line["event"] == "carrier closed"]
-        visitor = await connect(address)
-        await visitor.send_eof()
-        with trio.fail_after(PATIENCE):
-            assert await read_all(visitor) == b"0"
+        async with await connect(address) as visitor:
+            await visitor.send_eof()
+            with trio.fail_after(PATIENCE):
+                assert await read_all(visitor) == b"0"
 
 
 async def test_a_tunnel_closed_by_the_relay_is_opened_again_with_the_same_address(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ async def test_a_tunnel_closed_by_the_relay_is_opened_again_with_the_same_addres
         with trio.fail_after(PATIENCE):
             while "id=t2" not in await relay.ask("list"):
                 pass
-            visitor = await connect(address)
-            await visitor.send_all(b"again")
-            await visitor.send_eof()
-            assert await read_all(visitor) == b"again5"
+            async with await connect(address) as visitor:
+                await visitor.send_all(b"again")
+                await visitor.send_eof()
+                assert await read_all(visitor) == b"again5"

@@ -123,18 +123,17 @@ async def test_a_reload_and_a_restart_in_place_keep_the_tunnel(tmp_path: Path) -
             async with program(tunnel_command(*command), stdout=subprocess.PIPE) as agent:
                 opened = await opened_by(agent)
                 address = Endpoint.parse(opened["address"])
-                visitor = await trio.open_tcp_stream(address.host, address.port)
-                await visitor.send_all(b"GET / HTTP/1.1\r\n")
-                config = tmp_path / "tunnel.toml"
-                config.write_text(config.read_text() + "patience = 1.0\nresume_timeout = 20.0\n")
-                assert "OK" in await relay.ask("reload")
-                await visitor.send_all(b"Host: blog\r\nConnection: close\r\n\r\n")
-                assert b"hello over egtp" in b"".join([chunk async for chunk in visitor])
+                async with await trio.open_tcp_stream(address.host, address.port) as visitor:
+                    await visitor.send_all(b"GET / HTTP/1.1\r\n")
+                    config = tmp_path / "tunnel.toml"
+                    config.write_text(config.read_text() + "patience = 1.0\nresume_timeout = 20.0\n")
+                    assert "OK" in await relay.ask("reload")
+                    await visitor.send_all(b"Host: blog\r\nConnection: close\r\n\r\n")
+                    assert b"hello over egtp" in b"".join([chunk async for chunk in visitor])
                 assert "OK" in await relay.ask("restart")
                 await relay.wait_logged("ready", 2)
                 assert await curl(f"http://{address.authority}/")
                 said = await relay.ask("list")
                 assert opened["uri"] in said
                 assert str(address) in said
-            await visitor.aclose()
         nursery.cancel_scope.cancel()
