@@ -67,8 +67,8 @@ def test_the_page_has_exactly_the_verbs_and_options() -> None:
 @pytest.mark.parametrize(
     ("verb", "path", "function"),
     [
-        ("list", "control/verbs.py", "describe_tunnel"),
-        ("reservations Op Ar address | name", "control/verbs.py", "describe_reservation"),
+        ("list", "control/describe.py", "describe_tunnel"),
+        ("reservations Op Ar address | name", "control/describe.py", "describe_reservation"),
         ("status", "daemon/daemon.py", "status"),
     ],
 )

@@ -107,6 +107,7 @@ COVERED_BY = {
     "client/exchange.py": "client/test_client.py",
     "client/transport.py": "client/test_client_failures.py",
     "control/commands.py": "control/test_verbs.py",
+    "control/describe.py": "control/test_verbs.py",
     "control/credentials.py": "control/test_verbs.py",
     "control/notes.py": "control/test_bans.py",
     "control/visits.py": "agent/test_visit.py",

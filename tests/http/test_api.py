@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from tests.http.support import HttpRelay, raising, read_answer, running_http
-from tunneld.control import verbs
+from tunneld.control import describe
 from tunneld.control.commands import COMMANDS
 from tunneld.http.origin import SERVLET
 from tunneld.http.problems import INTERNAL
@@ -119,7 +119,7 @@ class TestApi:
             assert ("allow" in answer.headers) == (status == 405)
 
     async def test_a_bug_is_a_problem_without_details_and_is_logged_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
+        monkeypatch.setattr(describe, "describe_tunnel", raising(RuntimeError("the secret")))
         async with running_http() as relay:
             await relay.post_json("openTunnel")
             with structlog.testing.capture_logs() as logs:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.http.support import HttpAnswer, HttpRelay, raising, running_http
 from tests.support.peers import connect, is_dropped, read_exactly
-from tunneld.control import verbs
+from tunneld.control import describe
 from tunneld.control.commands import COMMANDS
 from tunneld.http.problems import FAULTS, INTERNAL
 from tunneld.http.rpc import ANSWERS_WITH_ITEMS
@@ -176,7 +176,7 @@ def test_any_body_gets_an_answer_in_xml(body: bytes) -> None:
 
 
 async def test_a_bug_is_a_fault_without_details_and_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "describe_tunnel", raising(RuntimeError("the secret")))
+    monkeypatch.setattr(describe, "describe_tunnel", raising(RuntimeError("the secret")))
     async with running_http() as relay:
         await relay.with_stock_client(lambda proxy: proxy.openTunnel())
         with structlog.testing.capture_logs() as logs:

@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.support.peers import connect, is_dropped, reset
 from tests.support.visitors import connect_from, open_tunnel, refused, until_gone, until_served, until_waiting
 from tunneld.config.schema import Settings, TunnelSettings
-from tunneld.control.verbs import describe_tunnel
+from tunneld.control.describe import describe_tunnel
 from tunneld.directory.service import TunnelService
 from tunneld.errors import UsageError
 from tunneld.policy.admission import RefusalKind

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import trio
 
-from tunneld.control.verbs import DaemonControl, description_for
+from tunneld.control.describe import description_for
+from tunneld.control.verbs import DaemonControl
 from tunneld.directory.changing import CHANGEABLE, NO_LIMIT
 from tunneld.directory.reply import Reply
 from tunneld.directory.requester import Requester
