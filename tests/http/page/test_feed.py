@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tunneld.directory.reply import DescribedItems, Reply
 from tunneld.directory.requester import Requester
-from tunneld.errors import NotAllowedError
+from tunneld.errors import NotAllowedError, UsageError
 from tunneld.http.page.feed import EVENT_GROUP_INTERVAL, TUNNELS_PER_TICK, VISITORS_SHOWN, Feed
 from tunneld.policy.access import Grant, Role
 from tunneld.wire.lines import ControlRequest, Item
@@ -28,6 +28,7 @@ class Relay:
         self.described = 0
         self.asked: list[Requester] = []
         self.groups: list[list[Item]] = []
+        self.past: list[list[Item]] | None = None  # None: it keeps no past events
 
     def open(self, *names: str) -> None:
         for name in names:
@@ -45,12 +46,18 @@ class Relay:
                 return Reply(items=DescribedItems(list(self.tunnels.values()), self._describe))
             case "show" if request.args[0] in self.tunnels:
                 return Reply(items=[self.tunnels[request.args[0]], *self.visitors])
+            case "watch" if request.options and self.past is None:
+                raise UsageError("this relay keeps no past events")
             case "watch":
-                return Reply(stream=self._stream())
+                return Reply(stream=self._stream(self.past if request.options else None))
         raise NotAllowedError(request.verb)
 
-    async def _stream(self) -> AsyncGenerator[Sequence[Item], None]:
+    async def _stream(self, past: list[list[Item]] | None) -> AsyncGenerator[Sequence[Item], None]:
         yield [{"event": "watching", "id": "all"}]
+        if past is not None:
+            for group in past:
+                yield group
+            yield [{"event": "live"}]
         while self.groups:
             yield self.groups.pop(0)
         await trio.sleep_forever()
@@ -180,3 +187,15 @@ async def test_a_flood_of_events_is_read_slowly(autojump_clock: MockClock, nurse
     running = Running(nursery, relay)
     await trio.sleep(4.5 * EVENT_GROUP_INTERVAL)
     assert [json.loads(text)["id"] for _, text in running.feed.events] == ["t0", "t1", "t2", "t3"]
+
+
+async def test_past_events_come_first_and_at_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    relay = Relay()
+    relay.past = [[{"event": "opened", "id": f"t{group}"}] for group in range(9)]
+    relay.groups = [[{"event": "closed", "id": "t0"}]]
+    running = Running(nursery, relay)
+    await trio.sleep(EVENT_GROUP_INTERVAL / 2)
+    found = [json.loads(text) for _, text in running.feed.events]
+    assert [event["id"] for event in found] == [f"t{group}" for group in range(9)]
+    await trio.sleep(EVENT_GROUP_INTERVAL)
+    assert json.loads(running.feed.events[-1][1])["event"] == "closed"

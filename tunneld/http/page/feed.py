@@ -23,7 +23,7 @@ import trio
 
 from tunneld.directory.reply import ITEMS_PER_STEP, Execute, Reply
 from tunneld.directory.requester import Requester
-from tunneld.errors import TunneldError
+from tunneld.errors import TunneldError, UsageError
 from tunneld.http.page.rates import Rates
 from tunneld.http.translate import as_fields
 from tunneld.policy.access import Grant
@@ -40,6 +40,9 @@ EVENTS_KEPT = 500
 
 EVENT_GROUP_INTERVAL = 0.25
 """Seconds between two groups of events that are read, of 64 at most: in a flood the rest is counted and left out."""
+
+PAST_EVENTS = "1h"
+"""How long ago the first events of a feed may be."""
 
 MIN_INTERVAL = 0.5
 """Seconds between two snapshots at the least, however often pages open another tunnel."""
@@ -182,21 +185,29 @@ class Feed:
     # Events
 
     async def _collect(self) -> None:
+        """First the past events, where the relay keeps some, then those that happen."""
+        past = {"since": PAST_EVENTS}
         while True:
             try:
-                reply = await self._execute(ControlRequest("watch", (), {}), self._requester)
+                reply = await self._execute(ControlRequest("watch", (), past), self._requester)
                 assert reply.stream is not None
                 async with aclosing(reply.stream) as stream:
                     async for group in stream:
                         self._keep(group)
-                        await trio.sleep(EVENT_GROUP_INTERVAL)
+                        if any(event["event"] == "live" for event in group):
+                            past = {}
+                        if not past:
+                            await trio.sleep(EVENT_GROUP_INTERVAL)
+            except UsageError:
+                past = {}
+                continue
             except TunneldError:  # too many watchers
                 pass
             await trio.sleep(self._interval())
 
     def _keep(self, events: Sequence[Item]) -> None:
         for event in events:
-            if event["event"] != "watching":
+            if event["event"] not in {"watching", "live"}:
                 self.event_count += 1
                 self.events.append((self.event_count, json.dumps(as_fields(event))))
 

@@ -33,7 +33,7 @@ export class Events {
         this.table = eventTable("Events")
         this.filter = make("input", { id: "filter", type: "search", placeholder: "event, tunnel, address", autocomplete: "off", spellcheck: false, oninput: () => this.update() })
         this.count = make("p", { class: "count", role: "status" })
-        this.empty = make("p", { class: "empty" }, "No events since this page was opened. Visitors that come and go appear here.")
+        this.empty = make("p", { class: "empty" }, "No events yet. Tunnels that open and close, and visitors that come and go, appear here.")
         this.node = make("section", { "aria-labelledby": "title-events" },
             make("div", { class: "tools" }, make("h2", { id: "title-events" }, "Events"), make("label", { for: "filter", class: "unseen" }, "Filter events"), this.filter, this.count),
             this.table.node, this.empty)
