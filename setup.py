@@ -33,7 +33,7 @@ HOT = {
     "tunnel/ingress": "host ingress port proxy_header",
     "backends": "egtp keyed mux_side parked queue tcp webmux webmux_shared",
     "backends/ssh": "forwarded side",
-    "agent": "agent_carrier associations end_visitor local source visitors",
+    "agent": "agent_carrier association associations end_visitor local retiring source visitors",
 }
 """Compiled modules by package: those with a cost per byte or per visitor. Code that mostly awaits gains nothing, but a
 subclass of a compiled class must be compiled, too.

@@ -122,7 +122,7 @@ async def test_status_counts_unauthenticated_connections(relay: Running) -> None
     async with root(relay) as admin, await trio.open_tcp_stream(endpoint.host, endpoint.port):
         await trio.testing.wait_all_tasks_blocked(0.005)
         status = await admin.status()
-        assert [status[key] for key in ("strangers", "strangers_refused", "penalised")] == ["1", "0", "0"]
+        assert [status[key] for key in ("strangers", "strangers_refused", "penalised")] == [1, 0, 0]
 
 
 @pytest.mark.parametrize(("arguments", "answer"), [((), "stopping"), (("drain",), "draining, then stopping")])

@@ -84,6 +84,7 @@ COVERED_BY = {
     "egtp/attachment.py": "egtp/test_carrier.py",
     "egtp/limits.py": "egtp/test_carrier.py",
     "egtp/owners.py": "egtp/test_carrier.py",
+    "agent/retiring.py": "agent/test_associations.py",
     "agent/association.py": "agent/test_associations.py",
     "backends/webmux.py": "backends/test_mux_side.py",
     "cli/agent_log.py": "cli/test_terminal.py",

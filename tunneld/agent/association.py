@@ -48,6 +48,11 @@ class AgentAssociation:
         self._fetched = 0  # messages in its answer
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.carrier.over
+
+    @property
     def is_served(self) -> bool:
         """Whether the relay has visitors for it sent here, now or with the next poll."""
         return self.carrier.attachment.attached or (self.known and self._poll > 0)

@@ -16,7 +16,7 @@ session checks the tunnel then, and calls `resume`. Without a control connection
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import cast
 
 import trio
@@ -26,6 +26,7 @@ from tunneld.agent.association import AgentAssociation
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.end_visitor import VisitorSink
 from tunneld.agent.polling import exchange
+from tunneld.agent.retiring import RetiringSource, SourcePart
 from tunneld.agent.source import SourceEvents
 from tunneld.egtp.handshake import NodeConnection, begin_session
 from tunneld.egtp.session import RejectedError
@@ -50,10 +51,8 @@ FIRST_DIAL_DELAY, MAX_DIAL_DELAY = 0.25, 2.0
 """Seconds between attempts to dial, as for carriers."""
 
 
-class Associations:
+class Associations(RetiringSource):
     """The association of one tunnel, and those before it that still have visitors. Implements `ConnectionSource`."""
-
-    size = 0
 
     def __init__(
         self,
@@ -72,8 +71,8 @@ class Associations:
         `keep_header`: leave the PROXY header in front of the visitor's bytes. `poll` is the interval between polls in
         seconds; 0: hold a connection.
         """
+        super().__init__()
         self.visitor_sink = VisitorSink(events.on_visitor, events.on_failure, keep_header)
-        self.closed = False  # no new visitors; it ends with the last one
         self._engine = cast(Pump, engine)
         self._relay = relay
         self._uri = uri
@@ -84,8 +83,6 @@ class Associations:
         self._nursery = nursery
         self._poll = poll
         self._wake = trio.Event()
-        self._changed = trio.Event()
-        self._paused = True
         self._running = False  # the dialling task exists
         self._attempt = trio.CancelScope()  # around one attempt, or the delay before the next
 
@@ -96,19 +93,11 @@ class Associations:
 
     def resume(self) -> None:
         """See `ConnectionSource.resume`."""
-        self.closed = self._paused = False
+        self.closed = self.paused = False
         self._wake.set()
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run, self._poll_all if self._poll else self._hold)
-
-    def pause(self) -> None:
-        """See `ConnectionSource.pause`."""
-        self._paused = True
-
-    def resize(self) -> bool:
-        """Return False: no connection is parked at the relay."""
-        return False
 
     def probe(self) -> None:
         """Replace a link if this machine lost its address, else ping the relay; begin a running attempt to dial again
@@ -119,27 +108,16 @@ class Associations:
         self._attempt.cancel()
         self._wake.set()
 
+    @property
+    def parts(self) -> Iterable[SourcePart]:
+        """See `RetiringSource.parts`."""
+        return self._all
+
     def close(self) -> None:
-        """Take no new visitors: each association ends with the last one on it."""
-        self.closed = self._paused = True
+        """See `RetiringSource.close`."""
+        super().close()
         self._attempt.cancel()
         self._wake.set()
-        for each in list(self._all):
-            each.retire()
-
-    def withdraw(self) -> None:
-        """See `ConnectionSource.withdraw`."""
-        self.close()
-
-    async def wait_withdrawn(self) -> None:
-        """See `ConnectionSource.wait_withdrawn`."""
-        while not all(each.confirmed for each in self._all):
-            await self._changed.wait()
-
-    async def wait_closed(self) -> None:
-        """See `ConnectionSource.wait_closed`."""
-        while self._all:
-            await self._changed.wait()
 
     # Called by the association
 
@@ -160,11 +138,6 @@ class Associations:
                 self._events.on_trouble(f"connection to the relay lost: {reason}")
         self.notify_changed()
         self._wake.set()
-
-    def notify_changed(self) -> None:
-        """The association ended, or the relay knows that it is to end: wake the waiting tasks."""
-        self._changed.set()
-        self._changed = trio.Event()
 
     # Inside
 
@@ -222,7 +195,7 @@ class Associations:
     @property
     def _needs_another(self) -> bool:
         """Whether an association is to begin: none takes visitors, and they are wanted."""
-        return not self._paused and all(each.retired for each in self._all)
+        return not self.paused and all(each.retired for each in self._all)
 
     async def _dial(self, association: AgentAssociation | None) -> AgentAssociation | None:
         """Make a link for this association, or for a new one. Returns the association if the relay accepted it; a
@@ -273,7 +246,7 @@ class Associations:
             node.connection.close()
             return association  # a new one gets a connection of its own
         if not association.known:
-            if self._paused:  # meanwhile: there is nothing to resume
+            if self.paused:  # meanwhile: there is nothing to resume
                 association.carrier.close("not needed")
             self._all[association] = None
         if association.carrier.over:

@@ -23,7 +23,7 @@ A relay of an earlier version takes one tunnel on a carrier: then each tunnel ha
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -33,6 +33,7 @@ from tunneld.agent.access import MAX_CONCURRENT_DIALS, RelayAccess
 from tunneld.agent.agent_carrier import AgentCarrier, Offer
 from tunneld.agent.backoff import Backoff
 from tunneld.agent.end_visitor import VisitorSink
+from tunneld.agent.retiring import RetiringSource, SourcePart
 from tunneld.agent.source import SourceEvents
 from tunneld.engine.engine import Engine
 from tunneld.engine.pump import Pump
@@ -78,12 +79,10 @@ class RelayCarriers:
         return group
 
 
-class CarrierSource:
+class CarrierSource(RetiringSource):
     """The connections of one tunnel: its offers on the carriers of a group. Implements `ConnectionSource` and
     `OfferingSource`.
     """
-
-    size = 0
 
     def __init__(
         self,
@@ -97,16 +96,14 @@ class CarrierSource:
         """`uri` is the server URI. When `nursery` is cancelled, the tunnel's visitors are dropped. `keep_header`: leave
         the PROXY header in front of the visitor's bytes.
         """
+        super().__init__()
         self.uri = uri
         self.visitor_sink = VisitorSink(events.on_visitor, events.on_failure, keep_header)
-        self.closed = False  # no new visitors; each offer ends with its last one
-        self.paused = True  # offered on no further carrier
         self._carriers = carriers
         self._events = events
         self._nursery = nursery
         self._group: CarrierGroup | None = None  # while it has offers, or wants any
         self._offers: dict[Offer, None] = {}
-        self._changed = trio.Event()
         self._guarded = False  # the task exists that drops the visitors at the end of the exposure
 
     @property
@@ -125,39 +122,20 @@ class CarrierSource:
         else:
             self._group.resume(self)
 
-    def pause(self) -> None:
-        """See `ConnectionSource.pause`: visitors still come on the existing carriers."""
-        self.paused = True
-
-    def resize(self) -> bool:
-        """Return False: no connection is parked at the relay."""
-        return False
-
     def probe(self) -> None:
         """Ping every carrier, and start a running attempt to dial again from the beginning."""
         if self._group is not None:
             self._group.probe()
 
+    @property
+    def parts(self) -> Iterable[SourcePart]:
+        """See `RetiringSource.parts`: its offers."""
+        return self._offers
+
     def close(self) -> None:
-        """Take no new visitors: each offer ends with the last visitor on it."""
-        self.closed = self.paused = True
-        for offer in list(self._offers):
-            offer.retire()
+        """See `RetiringSource.close`."""
+        super().close()
         self._leave_if_over()
-
-    def withdraw(self) -> None:
-        """See `ConnectionSource.withdraw`."""
-        self.close()
-
-    async def wait_withdrawn(self) -> None:
-        """See `ConnectionSource.wait_withdrawn`."""
-        while not all(offer.confirmed or offer.over for offer in self._offers):
-            await self._changed.wait()
-
-    async def wait_closed(self) -> None:
-        """See `ConnectionSource.wait_closed`."""
-        while self._offers:
-            await self._changed.wait()
 
     # Called by the group and the carriers
 
@@ -176,8 +154,7 @@ class CarrierSource:
         """See `OfferingSource.on_offer_changed`."""
         for offer in [offer for offer in self._offers if offer.over and not offer.visitors]:
             del self._offers[offer]
-        self._changed.set()
-        self._changed = trio.Event()
+        self.notify_changed()
         self._leave_if_over()
 
     def on_offer_ended(self, offer: Offer, reason: str) -> None:
