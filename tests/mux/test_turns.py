@@ -36,8 +36,8 @@ def defaults(round_: int) -> bytes:
 
 
 FLOODS: dict[str, Callable[[int], bytes]] = {
-    "AddCredit": small_credits,
-    "SetDefaultCredit": defaults,
+    "AddCredit": lambda round_: 4 * small_credits(round_),
+    "SetDefaultCredit": lambda round_: 4 * defaults(round_),
     "SetMSS 1": lambda round_: MSS + 4 * small_credits(round_),
 }
 
