@@ -40,6 +40,7 @@ COVERED_BY = {
     "acme/report.py": "acme/test_manager.py",
     "acme/standalone.py": "cli/test_certificate.py",
     "auth/http_question.py": "sites/test_forward_auth.py",
+    "auth/remembered.py": "sites/test_access.py",
     "acme/state.py": "acme/test_manager.py",
     "agent/folder_app.py": "agent/test_folder.py",
     "agent/folder_server.py": "agent/test_folder.py",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunneld.sites.access import Remembered, basic_login, field_values
+from tunneld.auth.remembered import Remembered
+from tunneld.sites.access import basic_login, field_values
 from tunneld.sites.fields import Passage
 
 

@@ -27,6 +27,7 @@ import structlog
 import trio
 
 from tunneld.auth.http_question import AskFailedError, exchange, request_head
+from tunneld.auth.remembered import Remembered
 from tunneld.config.schema import ControlSettings
 from tunneld.errors import LimitReachedError, NotAllowedError, reason_of
 from tunneld.policy.access import Grant
@@ -43,7 +44,7 @@ MAX_REASON = 200
 """Characters of a reason that are shown: a line of a terminal or two."""
 
 MAX_ANSWERS = 10_000
-"""Answers that are remembered, at about 300 bytes each; the oldest are forgotten."""
+"""Answers that are remembered, at about 150 bytes each; the oldest are forgotten."""
 
 FAILURE_LOG_RATE = Rate.parse("60/m")
 """Log lines about failures of the service."""
@@ -75,8 +76,7 @@ class Authority:
     def __init__(self, settings: Callable[[], ControlSettings] = ControlSettings) -> None:
         """`settings` is called for each question, so that a reload applies to the next one."""
         self._settings = settings
-        self._answers: dict[str, tuple[float, Decision]] = {}  # by question: until when it holds; oldest first
-        self._asked_of = ""  # whose answers these are
+        self._answers = Remembered[Decision](lambda: settings().authorize_cache, MAX_ANSWERS)
         self._asking: dict[str, _Asking] = {}  # by question
         self._owners = Counter[str]()  # of these
         self._limiter = LogLimiter(FAILURE_LOG_RATE)
@@ -156,12 +156,12 @@ class Authority:
         return asking
 
     async def _ask(self, text: str, question: Question, asking: _Asking, settings: ControlSettings) -> None:
-        timeout = settings.authorize_timeout
+        timeout, key = settings.authorize_timeout, self._key(text)
         try:
             with trio.move_on_after(timeout) as scope:
                 data = await self._send(settings.authorize, text.encode())
-                asking.answer = answer = _parse(data)
-                self._remember(text, answer)
+                asking.answer = _parse(data)
+                self._answers.put(key, asking.answer, trio.current_time())
             if scope.cancelled_caught:
                 late = f"no answer of the authorization service within {timeout:g} s (control.authorize_timeout)"
                 raise AskFailedError(late)
@@ -175,9 +175,8 @@ class Authority:
         if self._context is None and url.secure:
             self._context = await trio.to_thread.run_sync(ssl.create_default_context)
         sizes = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(text))]
-        context = self._context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         server = "the authorization service"
-        answer = await exchange(url, request_head(b"POST", url, sizes) + text, context, server)
+        answer = await exchange(url, request_head(b"POST", url, sizes) + text, self._context, server)
         if answer.status != 200:
             raise AskFailedError(f"{server} answered with status {answer.status}")
         return answer.body
@@ -189,22 +188,11 @@ class Authority:
         return AskFailedError(reason)
 
     def _remembered(self, text: str) -> Decision | None:
-        found = self._answers.get(text)
-        if found is None or found[0] <= trio.current_time() or self._asked_of != self._settings().authorize:
-            return None
-        return found[1]
+        return self._answers.get(self._key(text), trio.current_time())
 
-    def _remember(self, text: str, answer: Decision) -> None:
-        settings = self._settings()
-        if self._asked_of != settings.authorize:  # another service, after a reload
-            self._asked_of = settings.authorize
-            self._answers.clear()
-        self._answers.pop(text, None)
-        if settings.authorize_cache <= 0:
-            return
-        while len(self._answers) >= MAX_ANSWERS:
-            del self._answers[next(iter(self._answers))]
-        self._answers[text] = (trio.current_time() + settings.authorize_cache, answer)
+    def _key(self, text: str) -> bytes:
+        """Where the answer to a question is remembered: another service, after a reload, is asked anew."""
+        return self._answers.digest(self._settings().authorize.encode(), text.encode())
 
 
 class VisitorAuthority:

@@ -51,16 +51,18 @@ def request_head(method: bytes, url: AuthUrl, fields: Sequence[tuple[bytes, byte
 async def exchange(
     url: AuthUrl,
     request: bytes,
-    context: ssl.SSLContext,
+    context: ssl.SSLContext | None,
     server: str,
     is_body_wanted: Callable[[int], bool] = always,
 ) -> HttpAnswer:
     """Send a request and return the answer. Raises `AskFailedError`, with `server` as the name of the server in the
-    message. `context` verifies the server of an https URL; `is_body_wanted` is asked with the status.
+    message. `context` verifies the server of an https URL, and only that needs it; `is_body_wanted` is asked with the
+    status.
     """
     try:
         stream: trio.abc.Stream = await trio.open_tcp_stream(url.host, url.port)
         if url.secure:
+            assert context is not None
             stream = trio.SSLStream(stream, context, server_hostname=url.host, https_compatible=True)
         try:
             await stream.send_all(request)

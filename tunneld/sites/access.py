@@ -6,22 +6,13 @@ Decisions that take time, such as the check of a password, are in `guard`.
 from __future__ import annotations
 
 import binascii
-import hmac
-import secrets
 from base64 import b64decode
-from collections.abc import Callable
-from typing import Generic, TypeVar
 
 from tunneld.net.endpoint import Peer
 from tunneld.policy.networks import read_address
 from tunneld.sites.pages import error_page, redirect
 from tunneld.sites.site import Request
 from tunneld.wire.http1 import Fields
-
-MAX_REMEMBERED = 1024
-"""Digests in each cache of a site, at about 150 bytes each: users, and what guesses a source has made."""
-
-Value = TypeVar("Value")
 
 
 def field_values(fields: Fields, name: bytes) -> list[bytes]:
@@ -66,40 +57,3 @@ def login_required(request: Request, realm: str) -> bytes:
 def too_many(request: Request, seconds: float) -> bytes:
     """429, with the time after which another attempt makes sense."""
     return refused(request, 429, (b"Retry-After", b"%d" % max(1, round(seconds))))
-
-
-class Remembered(Generic[Value]):
-    """Decisions about secrets, for a while. A secret is kept as a digest with a key of this process, so neither a look
-    at the memory nor the time of a look-up tells anything about it.
-    """
-
-    def __init__(self, seconds: Callable[[], float], max_entries: int = MAX_REMEMBERED) -> None:
-        """`seconds` is how long a decision holds; 0: none is kept."""
-        self._seconds = seconds
-        self._max_entries = max_entries
-        self._key = secrets.token_bytes(32)
-        self._entries: dict[bytes, tuple[float, Value]] = {}  # by digest: until when it holds; oldest first
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def digest(self, *parts: bytes) -> bytes:
-        """The key under which a decision about `parts` is kept."""
-        sized = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        return hmac.digest(self._key, sized, "sha256")
-
-    def get(self, digest: bytes, now: float) -> Value | None:
-        """The decision, if it still holds."""
-        found = self._entries.get(digest)
-        if found is None or found[0] <= now:
-            return None
-        return found[1]
-
-    def put(self, digest: bytes, value: Value, now: float) -> None:
-        """Remember a decision; where there are too many, the oldest one is forgotten."""
-        self._entries.pop(digest, None)
-        if (seconds := self._seconds()) <= 0:
-            return
-        while len(self._entries) >= self._max_entries:
-            del self._entries[next(iter(self._entries))]
-        self._entries[digest] = (now + seconds, value)

@@ -25,6 +25,7 @@ import trio
 
 from tunneld.auth.http_question import AskFailedError
 from tunneld.auth.penalties import Penalties
+from tunneld.auth.remembered import Remembered
 from tunneld.net.address import HostName
 from tunneld.policy.admission import NetworkRules
 from tunneld.policy.logins import Login
@@ -32,7 +33,6 @@ from tunneld.policy.networks import read_address
 from tunneld.policy.rates import LogLimiter, Rate
 from tunneld.policy.site_rules import AuthUrl
 from tunneld.sites.access import (
-    Remembered,
     basic_login,
     field_values,
     login_required,
