@@ -96,6 +96,15 @@ async def until_ready(*all_of_them: Tunnel) -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def serving(*tunnels: Tunnel) -> SharingPeer:
+    """A connection that serves these tunnels, by hand."""
+    peer = SharingPeer(tunnels[0].server_uri)
+    for index, tunnel in enumerate(tunnels):
+        await peer.offer(index, tunnel.server_uri)
+    await until_ready(*tunnels)
+    return peer
+
+
 async def test_the_visitors_of_each_tunnel_name_it_by_its_atom(relay: RelayHere) -> None:
     one, two = await tunnels(relay, 2)
     peer = SharingPeer(one.server_uri)
@@ -130,10 +139,7 @@ async def test_an_owner_that_has_all_its_connections_may_add_tunnels_and_no_conn
     one, two = await tunnels(relay, 2)
     tenant = one.spec.tenant
     tenant.limits = replace(tenant.limits, server_connections=1)
-    peer = SharingPeer(one.server_uri)
-    for index, tunnel in enumerate((one, two)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(one, two)
+    peer = await serving(one, two)
     further = SharingPeer(one.server_uri)
     await further.offer(0, one.server_uri)
     assert (await further.refusal(0)).startswith("limit connection limit reached: its owner has 1 server")
@@ -173,9 +179,7 @@ async def test_a_key_that_no_open_tunnel_has_is_refused_and_another_one_may_foll
 
 async def test_a_tunnel_of_another_credential_is_refused(relay: RelayHere) -> None:
     (mine,), (other,) = await tunnels(relay, 1), await tunnels(relay, 1, OTHER)
-    peer = SharingPeer(mine.server_uri)
-    await peer.offer(0, mine.server_uri)
-    await until_ready(mine)
+    peer = await serving(mine)
     await peer.offer(1, other.server_uri)
     assert await peer.refusal(1) == "not-allowed the other tunnels of this connection belong to another credential"
     assert not side_of(other).carriers
@@ -184,10 +188,7 @@ async def test_a_tunnel_of_another_credential_is_refused(relay: RelayHere) -> No
 
 async def test_a_withdrawn_tunnel_gets_no_visitors_and_ends_with_its_last_one(relay: RelayHere) -> None:
     goes, stays = await tunnels(relay, 2)
-    peer = SharingPeer(goes.server_uri)
-    for index, tunnel in enumerate((goes, stays)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(goes, stays)
+    peer = await serving(goes, stays)
     visitor = await connect(goes.client_uri)
     session = await peer.visitor(0)
     peer.mux.finish(peer.sessions[0])
@@ -209,10 +210,7 @@ async def test_a_withdrawn_tunnel_gets_no_visitors_and_ends_with_its_last_one(re
 
 async def test_a_tunnel_that_closes_says_why_and_the_other_ones_go_on(relay: RelayHere) -> None:
     goes, stays = await tunnels(relay, 2)
-    peer = SharingPeer(goes.server_uri)
-    for index, tunnel in enumerate((goes, stays)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(goes, stays)
+    peer = await serving(goes, stays)
     goes.close("a test")
     assert await peer.refusal(0) == "the tunnel closed"
     visitor = await connect(stays.client_uri)
@@ -223,10 +221,7 @@ async def test_a_tunnel_that_closes_says_why_and_the_other_ones_go_on(relay: Rel
 
 async def test_an_agent_that_gives_up_a_tunnel_cuts_its_visitors_and_no_others(relay: RelayHere) -> None:
     goes, stays = await tunnels(relay, 2)
-    peer = SharingPeer(goes.server_uri)
-    for index, tunnel in enumerate((goes, stays)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(goes, stays)
+    peer = await serving(goes, stays)
     cut, kept = await connect(goes.client_uri), await connect(stays.client_uri)
     await peer.visitor(0)
     session = await peer.visitor(1)
@@ -242,9 +237,7 @@ async def test_an_agent_that_gives_up_a_tunnel_cuts_its_visitors_and_no_others(r
 
 async def test_data_on_the_session_of_a_tunnel_ends_it(relay: RelayHere) -> None:
     (tunnel,) = await tunnels(relay, 1)
-    peer = SharingPeer(tunnel.server_uri)
-    await peer.offer(0, tunnel.server_uri)
-    await until_ready(tunnel)
+    peer = await serving(tunnel)
     peer.mux.send(peer.sessions[0], b"?")
     await peer.flush()
     assert await peer.refusal(0) == "a session that stands for a tunnel carries no data"
@@ -254,10 +247,7 @@ async def test_data_on_the_session_of_a_tunnel_ends_it(relay: RelayHere) -> None
 
 async def test_a_tunnel_that_closes_with_visitors_leaves_the_carrier_with_its_last_one(relay: RelayHere) -> None:
     goes, stays = await tunnels(relay, 2)
-    peer = SharingPeer(goes.server_uri)
-    for index, tunnel in enumerate((goes, stays)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(goes, stays)
+    peer = await serving(goes, stays)
     visitor = await connect(goes.client_uri)
     await peer.visitor(0)
     goes.close("a test")
@@ -274,10 +264,7 @@ async def test_where_channels_are_scarce_the_tunnels_have_them_in_turn(
 ) -> None:
     monkeypatch.setattr(mux_carrier, "MAX_CHANNELS", 1)
     greedy, modest = await tunnels(relay, 2)
-    peer = SharingPeer(greedy.server_uri)
-    for index, tunnel in enumerate((greedy, modest)):
-        await peer.offer(index, tunnel.server_uri)
-    await until_ready(greedy, modest)
+    peer = await serving(greedy, modest)
     visitors = [await connect(greedy.client_uri)]
     session = await peer.visitor(0)
     for tunnel, count in ((greedy, 3), (modest, 1)):
