@@ -41,14 +41,16 @@ def _egtp() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(patience: float = PATIENCE) -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
+async def serving(
+    patience: float = PATIENCE, request: TunnelRequest = REQUEST
+) -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
     """An exposure of an echo server."""
     reporter = RecordingReporter()
     with trio.fail_after(patience):
         async with (
             local_server(echo) as target,
             relay_here() as relay,
-            exposed(target, relay.access, reporter, REQUEST) as exposure,
+            exposed(target, relay.access, reporter, request) as exposure,
         ):
             yield relay, reporter, exposure
 

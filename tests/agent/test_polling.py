@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.agent import test_associations
 from tests.agent.support import (
     PATIENCE,
     RecordingReporter,
@@ -48,16 +49,10 @@ def _egtp() -> Iterator[None]:
 @asynccontextmanager
 async def serving(request: TunnelRequest = REQUEST) -> AsyncIterator[tuple[RelayHere, RecordingReporter, Exposure]]:
     """An exposure of an echo server, which has polled once."""
-    reporter = RecordingReporter()
-    with trio.fail_after(LONG):
-        async with (
-            local_server(echo) as target,
-            relay_here() as relay,
-            exposed(target, relay.access, reporter, request) as exposure,
-        ):
-            await until(lambda: relay.tunnel.server_side.live_connections == 1)
-            await hung_up(relay)
-            yield relay, reporter, exposure
+    async with test_associations.serving(LONG, request) as (relay, reporter, exposure):
+        await until(lambda: relay.tunnel.server_side.live_connections == 1)
+        await hung_up(relay)
+        yield relay, reporter, exposure
 
 
 def carrier_of(relay: RelayHere) -> EgtpCarrier:
