@@ -93,6 +93,8 @@ class LineLog(Generic[T]):
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSING_SECONDS):
                 await self.flush()
+                if self._file.is_written:  # by a thread that the cancellation has left behind
+                    await trio.to_thread.run_sync(self._file.wait, abandon_on_cancel=True)
             self._report(at_once=True)
             self._file.close()
 
@@ -144,6 +146,16 @@ class _OpenFile:
         finally:
             if self._closes:
                 self.close()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a thread writes now."""
+        return self._lock.locked()
+
+    def wait(self) -> None:
+        """Wait for that thread, but not for a pipe that stays full."""
+        if self._lock.acquire(timeout=CLOSING_SECONDS):
+            self._lock.release()
 
     def close(self) -> None:
         """Close the file, now or when it has been written. Called again by the thread then."""
