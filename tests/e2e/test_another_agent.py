@@ -113,7 +113,7 @@ async def test_a_missing_server_and_an_aborted_visitor_are_resets(tmp_path: Path
 
 
 async def test_a_visitor_that_does_not_read_does_not_block_other_visitors(tmp_path: Path) -> None:
-    async with served(tmp_path) as (_, address, _), trio.open_nursery() as nursery, await connect(address) as slow:
+    async with served(tmp_path) as (_, address, _), await connect(address) as slow, trio.open_nursery() as nursery:
         nursery.start_soon(slow.send_all, bytes(64 * MIB))
         with trio.fail_after(PATIENCE):
             for _ in range(20):
